@@ -12,7 +12,7 @@ CODE := app workers broadcaster
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo up test faults lint types imports check lock clean
+.PHONY: help setup demo up test faults lint format types imports check lock clean
 
 help: ## List the targets.
 	@echo "usage: make TARGET   (PYTHON=python3.12 picks the interpreter, VENV=folder the environment)"
@@ -41,7 +41,7 @@ demo: $(STAMP) ## Start servers, broadcaster, bridge, three listeners and Flower
 up: $(STAMP) ## The same without an end: everything stays up until Ctrl-C.
 	@$(BIN)/dedup up
 
-test: $(STAMP) ## All tests but the fault suite (a few minutes).
+test: $(STAMP) ## All tests but the fault suite, a few minutes (ARGS="-k claim" adds to pytest's arguments).
 	@$(BIN)/pytest tests --ignore=tests/faults $(ARGS)
 
 faults: $(STAMP) ## The fault suite: kills, pauses and cuts on real processes and servers.
@@ -51,11 +51,15 @@ lint: $(STAMP) ## Style and formatting (ruff).
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
+format: $(STAMP) ## Mend style and formatting where ruff can.
+	@$(BIN)/ruff check --quiet --fix .
+	@$(BIN)/ruff format .
+
 types: $(STAMP) ## Types (mypy --strict).
 	@$(BIN)/mypy $(CODE) celeryconfig.py
 
 imports: $(STAMP) ## Which package may import which (import-linter).
-	@$(BIN)/lint-imports
+	@$(BIN)/lint-imports --no-logo
 
 check: lint types imports test ## lint, types, imports and test.
 
