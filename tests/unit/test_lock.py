@@ -1,0 +1,55 @@
+"""The lock files say what pyproject.toml asks for, completely, and nothing about the machine they were made on."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+LOCKS = ("requirements.lock", "requirements-build.lock")
+
+
+def _wanted(lock: str) -> list[Requirement]:
+    if lock == "requirements-build.lock":
+        return [Requirement(text) for text in PROJECT["dependency-groups"]["build"]]
+    extras = PROJECT["project"]["optional-dependencies"].values()
+    return [Requirement(text) for texts in (PROJECT["project"]["dependencies"], *extras) for text in texts]
+
+
+def _locked(lock: str) -> dict[str, Version]:
+    pins = re.findall(r"^([A-Za-z0-9._-]+)==([^ ;\\]+)", (ROOT / lock).read_text(), re.MULTILINE)
+    return {canonicalize_name(name): Version(version) for name, version in pins}
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_every_dependency_is_locked_at_a_version_that_it_allows(lock):
+    locked = _locked(lock)
+    wrong = [
+        str(wanted) for wanted in _wanted(lock) if not wanted.specifier.contains(locked.get(canonicalize_name(wanted.name), Version("0")))
+    ]
+    assert not wrong, f"not in {lock}, run 'make lock': {wrong}"
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_every_locked_version_has_hashes(lock):
+    entries = re.split(r"^(?=[A-Za-z0-9])", (ROOT / lock).read_text(), flags=re.MULTILINE)[1:]
+    assert entries
+    assert [entry.splitlines()[0] for entry in entries if "--hash=sha256:" not in entry] == []
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_a_lock_names_no_address_and_no_folder(lock):
+    assert re.findall(r"https?:|file:|@ |--(?:extra-)?index|--find-links|^/", (ROOT / lock).read_text(), re.MULTILINE) == []
+
+
+def test_pandas_is_kept_out():
+    assert not {"pandas", "numpy"} & _locked("requirements.lock").keys()
+
+
+def test_celery_is_used_without_the_extras_that_pin_old_clients():
+    assert [str(wanted) for wanted in _wanted("requirements.lock") if wanted.name in ("celery", "kombu") and wanted.extras] == []
