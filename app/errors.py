@@ -1,0 +1,66 @@
+"""The errors of this project: one root, a thin tree.
+
+Two kinds are told apart by type. ``PermanentError``: the same call fails again, so say what is wrong. ``TransientError``:
+the same call may work later, so wait or leave it to the sweeper. Driver errors are wrapped in the adapters (``app.stores``,
+``app.claims``) and stay in ``__cause__``. A duplicate is an outcome, never an error.
+"""
+
+
+class DedupError(Exception):
+    """Root of every error that this project raises on purpose; its text is one plain sentence."""
+
+
+class PermanentError(DedupError):
+    """The same call will fail again: the input, the settings or the code must change."""
+
+
+class TransientError(DedupError):
+    """The same call may work later: a server or the network is away."""
+
+
+class SettingsError(PermanentError):
+    """The settings are missing, half given, or contradict each other."""
+
+
+class PolicyError(PermanentError):
+    """The policy file is unreadable or says something that cannot hold."""
+
+
+class HandlerSetupError(PermanentError):
+    """A handler module does not import, or a handler is declared in a way that cannot hold."""
+
+
+class ServerStartError(PermanentError):
+    """An embedded server could not be started; the text names the remedy."""
+
+
+class StoreUnavailable(TransientError):
+    """MongoDB did not answer in time, or answered that it is not able to serve now."""
+
+
+class CommitUnknown(TransientError):
+    """MongoDB did not say whether a write will last (a write-concern error or a lost reply); never taken for done."""
+
+
+class ClaimsUnavailable(TransientError):
+    """Redis did not answer in time, or answered that it is not able to serve now."""
+
+
+class InboxFull(TransientError):
+    """The inbox is at its limit; producers are told to come back after a while."""
+
+
+class InvalidEvent(PermanentError):
+    """An event that the door refuses.
+
+    Attributes:
+        status: the HTTP status that says so: 400, 409, 413 or 422.
+        index: position of the event in its request, from 0, or None when the request as a whole is refused.
+        field: dotted name of the offending field, or None.
+    """
+
+    def __init__(self, detail: str, *, status: int = 422, index: int | None = None, field: str | None = None) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.index = index
+        self.field = field

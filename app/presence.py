@@ -1,0 +1,146 @@
+"""Which listeners live, and what they have received: heartbeats in Redis, names in MongoDB.
+
+Keyspace in Redis:
+
+| key | type | lifetime | meaning |
+|---|---|---|---|
+| ``dedup:{deployment}:=nodes`` | hash: node name -> JSON of :class:`Beat` | the listener's retirement | last heartbeat of each worker node |
+
+(No event key begins with ``=``.) MongoDB ``listeners``: ``{_id: name, v, first_seen_at, last_seen_at}``: the names must
+survive Redis. Instants are Redis' clock, so that hosts need not agree on theirs. Losing the hash is healed by the next
+heartbeats.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import cast
+
+import msgspec
+from pymongo.database import Database
+
+from app.claims.store import Client, translated
+from app.naming import MESSAGE_VERSION
+from app.stores.mongo import Document
+from app.stores.mongo import translated as mongo_translated
+from app.stores.records import utc_now
+
+
+class Beat(msgspec.Struct, frozen=True):
+    """One heartbeat of one worker node.
+
+    Attributes:
+        node: Celery node name, ``listener-1@host``; another process of the same name has another ``pid``.
+        listener: the name before ``@``.
+        received_seq: highest forwarding sequence this node has received (0: none since it started).
+        at_ms: when, by Redis' clock; set by :meth:`Presence.beat`.
+        won, skipped, failed: events since the node started.
+        reads: the message version it understands.
+    """
+
+    node: str
+    listener: str
+    pid: int
+    received_seq: int = 0
+    at_ms: int = 0
+    won: int = 0
+    skipped: int = 0
+    failed: int = 0
+    started_ms: int = 0
+    reads: int = MESSAGE_VERSION
+
+
+class Listener(msgspec.Struct, frozen=True):
+    """A listener name with its live nodes; ``silent_ms`` since the last heartbeat of any of them."""
+
+    name: str
+    nodes: list[Beat]
+    silent_ms: int
+
+    @property
+    def received_seq(self) -> int:
+        """Highest sequence that any of its nodes has received: they share one queue, first in first out."""
+        return max((n.received_seq for n in self.nodes), default=0)
+
+
+_ENCODER = msgspec.json.Encoder()
+_DECODER = msgspec.json.Decoder(Beat)
+
+
+class Presence:
+    """Heartbeats of one deployment. Thread-safe."""
+
+    def __init__(self, client: Client, deployment: str) -> None:
+        self._client = client
+        self._key = f"dedup:{{{deployment}}}:=nodes"
+
+    def beat(self, beat: Beat) -> None:
+        """Say that a node lives.
+
+        Raises:
+            ClaimsUnavailable: Redis is away.
+        """
+        with translated():
+            at_ms = self.now_ms()
+            field = f"{beat.node}#{beat.pid}"
+            self._client.hset(self._key, field, _ENCODER.encode(msgspec.structs.replace(beat, at_ms=at_ms)))
+
+    def leave(self, node: str, pid: int) -> None:
+        """Say that a node has stopped."""
+        with translated():
+            self._client.hdel(self._key, f"{node}#{pid}")
+
+    def now_ms(self) -> int:
+        """Redis' clock in milliseconds."""
+        seconds, micros = cast(tuple[int, int], self._client.time())
+        return seconds * 1000 + micros // 1000
+
+    def listeners(self, *, within_ms: int) -> list[Listener]:
+        """Listeners heard of within ``within_ms``, by name.
+
+        Raises:
+            ClaimsUnavailable: Redis is away.
+        """
+        with translated():
+            now_ms = self.now_ms()
+            found = cast(dict[bytes, bytes], self._client.hgetall(self._key))
+        by_name: dict[str, list[Beat]] = {}
+        for raw in found.values():
+            beat = _DECODER.decode(raw)
+            if now_ms - beat.at_ms <= within_ms:
+                by_name.setdefault(beat.listener, []).append(beat)
+        return [
+            Listener(name, nodes, max(0, now_ms - max(n.at_ms for n in nodes))) for name, nodes in sorted(by_name.items())
+        ]
+
+    def drop_silent(self, *, for_ms: int) -> list[str]:
+        """Remove nodes silent for longer than ``for_ms``; returns the listener names that have no node left."""
+        with translated():
+            now_ms = self.now_ms()
+            found = cast(dict[bytes, bytes], self._client.hgetall(self._key))
+            beats = {field: _DECODER.decode(raw) for field, raw in found.items()}
+            gone = [field for field, beat in beats.items() if now_ms - beat.at_ms > for_ms]
+            if gone:
+                self._client.hdel(self._key, *gone)
+        left = {beat.listener for field, beat in beats.items() if field not in gone}
+        return sorted({beats[field].listener for field in gone} - left)
+
+
+def remember_listener(db: Database[Document], name: str) -> None:
+    """Keep a listener's name in MongoDB, with the time it was last seen."""
+    now = utc_now()
+    with mongo_translated("noting a listener"):
+        db["listeners"].update_one(
+            {"_id": name}, {"$set": {"last_seen_at": now, "v": MESSAGE_VERSION}, "$setOnInsert": {"first_seen_at": now}}, upsert=True
+        )
+
+
+def known_listeners(db: Database[Document]) -> list[tuple[str, datetime]]:
+    """Every listener name ever seen and not forgotten, with the time it was last seen."""
+    with mongo_translated("reading listeners"):
+        return [(str(d["_id"]), d["last_seen_at"]) for d in db["listeners"].find().sort("_id")]
+
+
+def forget_listeners(db: Database[Document], names: Sequence[str]) -> None:
+    """Take names out of MongoDB's list."""
+    with mongo_translated("forgetting listeners"):
+        db["listeners"].delete_many({"_id": {"$in": list(names)}})

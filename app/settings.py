@@ -1,0 +1,212 @@
+"""Settings: one frozen object, built once at each process's edge and handed inward.
+
+Read from the environment (prefix ``DEDUP_``) and from a ``.env`` file in the working folder; the environment wins. Without
+the three server URLs, the servers that ``dedup up`` or ``dedup servers`` started are found through ``.dedup/servers.json``.
+Laws between settings are checked here and name themselves.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from dotenv import dotenv_values
+
+from app.errors import SettingsError
+
+PREFIX = "DEDUP_"
+SERVER_URLS = ("redis_url", "broker_url", "mongo_url")
+SERVERS_FILE = "servers.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything that can be set. Durations end in ``_ms`` or ``_s``; every field is set by ``DEDUP_<FIELD>``."""
+
+    redis_url: str
+    """Redis or Valkey for claims and heartbeats."""
+    broker_url: str
+    """The Celery broker."""
+    mongo_url: str
+    """MongoDB, with the database's name in the path."""
+    home: Path = Path(".dedup")
+    """Folder of the embedded servers' data and of ``servers.json``."""
+
+    host: str = "127.0.0.1"
+    """Address that the broadcaster binds."""
+    port: int = 4000
+    """Port of the broadcaster; 0 takes a free one."""
+    flower_port: int = 5555
+    """Port of Flower."""
+    broadcaster_url: str = ""
+    """Where bridges find the broadcaster; by default ``http://127.0.0.1:<port>``. Several, by commas."""
+
+    handlers: tuple[str, ...] = ()
+    """Dotted modules that declare handlers, by commas."""
+    policies: Path | None = None
+    """TOML file of per-type policies; by default ``policies.toml`` in the working folder, where there is one."""
+    concurrency: int = 1
+    """Child processes of a listener; a batch is the unit of work, so one child already handles many events at a time."""
+    async_limit: int = 64
+    """How many ``async def`` handlers of a slice run at once."""
+    slice_target_ms: int = 250
+    """Slow handlers: a slice takes as many events as last about this long."""
+
+    lease_ms: int = 10_000
+    """How long a claim holds without renewal."""
+    grace_ms: int = 2_000
+    """How long the sweeper waits beyond what it can prove before it sends a batch again."""
+    sweep_ms: int = 1_000
+    """Time between two sweeps."""
+    done_ttl_s: int = 3_600
+    """How long Redis remembers a finished key. A cache: MongoDB decides."""
+    done_memory_fraction: float = 0.75
+    """Above this share of Redis' ``maxmemory``, finished keys are deleted instead of remembered."""
+    heartbeat_ms: int = 2_000
+    """Time between two heartbeats of a listener."""
+    listener_grace_s: int = 10
+    """A listener silent for longer gets no more copies."""
+    listener_retire_s: int = 3_600
+    """A listener silent for longer is retired and its queue removed."""
+    visibility_timeout_s: int = 300
+    """Redis transport: after this time an unacknowledged delivery is delivered again."""
+    queue_high_water: int = 200
+    """A queue with this many deliveries gets no more until it has drained to half of it."""
+
+    max_handler_s: float = 8.0
+    """A handler may take this long by default; its claim is not renewed afterwards."""
+    transaction_lifetime_s: float = 10.0
+    """``transactionLifetimeLimitSeconds`` of the MongoDB in use."""
+    max_attempts: int = 5
+    """Attempts before an event is dead, where its type's policy says nothing."""
+    backoff_ms: int = 500
+    """First pause before a retry; doubles, with jitter."""
+    backoff_max_ms: int = 300_000
+    """Longest pause before a retry."""
+    retention_s: int = 0
+    """How long the ledger keeps a document, where its type's policy says nothing; 0 is for ever."""
+
+    max_event_bytes: int = 256 * 1024
+    """Largest event at a door, in bytes of JSON."""
+    max_request_bytes: int = 8 * 1024 * 1024
+    """Largest request body."""
+    max_batch_events: int = 500
+    """Most events of one request and of one inbox document."""
+    inbox_max_batches: int = 20_000
+    """Inbox limit: beyond it producers get 503 with Retry-After."""
+    inbox_max_age_s: int = 86_400
+    """Inbox limit: while its oldest batch is older, producers get 503."""
+    mongo_timeout_ms: int = 5_000
+    """How long one MongoDB operation may take before it counts as an outage."""
+    redis_timeout_ms: int = 2_000
+    """How long one Redis call may take before it counts as an outage."""
+
+    token: str = field(default="", repr=False)
+    """Bearer token of all doors; required outside loopback."""
+    flower_auth: str = field(default="", repr=False)
+    """``user:password`` of Flower; required outside loopback."""
+
+    def __post_init__(self) -> None:
+        for name, left, right, why in (
+            ("lease_ms < visibility_timeout_s", self.lease_ms, self.visibility_timeout_s * 1000, "else every long task is delivered twice"),
+            ("max_handler_s < transaction_lifetime_s", self.max_handler_s, self.transaction_lifetime_s, "else MongoDB ends a handler's transaction first"),
+            ("heartbeat_ms × 2 < listener_grace_s", self.heartbeat_ms * 2, self.listener_grace_s * 1000, "else live listeners look dead"),
+            ("listener_grace_s < listener_retire_s", self.listener_grace_s, self.listener_retire_s, "else queues vanish under live listeners"),
+        ):
+            if not left < right:
+                raise SettingsError(f"settings break the law {name} ({left:g} against {right:g}): {why}")
+        for name in ("lease_ms", "grace_ms", "sweep_ms", "heartbeat_ms", "max_attempts", "max_batch_events", "concurrency", "async_limit", "queue_high_water"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{PREFIX}{name.upper()} must be at least 1, not {getattr(self, name)}")
+        if self.max_batch_events > 500:
+            raise SettingsError(f"{PREFIX}MAX_BATCH_EVENTS must be at most 500, not {self.max_batch_events}")
+        if not database_of(self.mongo_url):
+            raise SettingsError(f"{PREFIX}MONGO_URL must name the database, as in mongodb://127.0.0.1:27017/dedup")
+
+    @property
+    def renew_ms(self) -> int:
+        """Time between two renewals: a third of the lease, so that two may fail."""
+        return self.lease_ms // 3
+
+    @property
+    def claim_px_ms(self) -> int:
+        """Life of a claim's Redis key: far longer than the lease, so that takeovers are seen."""
+        return max(60 * self.lease_ms, 600_000)
+
+    @property
+    def bridge_sources(self) -> tuple[str, ...]:
+        """Broadcasters that a bridge listens to."""
+        return tuple(u.strip() for u in self.broadcaster_url.split(",") if u.strip()) or (f"http://127.0.0.1:{self.port}",)
+
+    @property
+    def loopback(self) -> bool:
+        """Whether the broadcaster is bound to this machine alone."""
+        return self.host in ("localhost", "::1") or self.host.startswith("127.")
+
+
+def database_of(mongo_url: str) -> str:
+    """Name of the database in a MongoDB URL, or an empty string."""
+    return urlsplit(mongo_url).path.lstrip("/")
+
+
+def load_settings(env: Mapping[str, str] | None = None, *, folder: Path | None = None, **overrides: Any) -> Settings:
+    """Build the settings of this process.
+
+    Args:
+        env: the environment; by default ``os.environ`` over ``.env`` in ``folder``.
+        folder: the working folder; by default the current one.
+        overrides: fields that win over everything.
+
+    Raises:
+        SettingsError: no servers are named or running, only some URLs are set, a value is malformed, or a law is broken.
+    """
+    folder = folder or Path.cwd()
+    if env is None:
+        env = {k: v for k, v in dotenv_values(folder / ".env").items() if v is not None} | dict(os.environ)
+    values: dict[str, Any] = {}
+    for spec in fields(Settings):
+        raw = env.get(PREFIX + spec.name.upper())
+        if raw:
+            values[spec.name] = _parsed(spec.name, spec.type, raw)
+    values.update(overrides)
+    home = folder / values.get("home", ".dedup")
+    values["home"] = home
+    if values.get("policies") is None and (folder / "policies.toml").is_file():
+        values["policies"] = folder / "policies.toml"
+    values.update(_server_urls(values, home))
+    return Settings(**values)
+
+
+def _server_urls(values: Mapping[str, Any], home: Path) -> dict[str, str]:
+    given = [name for name in SERVER_URLS if values.get(name)]
+    if len(given) == len(SERVER_URLS):
+        return {}
+    if given:
+        missing = ", ".join(PREFIX + name.upper() for name in SERVER_URLS if name not in given)
+        raise SettingsError(f"half a set of server URLs: {missing} is missing; set all three, or none to use the embedded servers")
+    try:
+        found = json.loads((home / SERVERS_FILE).read_text())
+        return {name: str(found[name]) for name in SERVER_URLS}
+    except FileNotFoundError:
+        raise SettingsError(
+            f"no servers: start them with 'dedup up' (or 'dedup servers') in this folder, or set {', '.join(PREFIX + n.upper() for n in SERVER_URLS)}"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise SettingsError(f"{home / SERVERS_FILE} is damaged: remove it and run 'dedup up' again") from error
+
+
+def _parsed(name: str, kind: Any, raw: str) -> Any:
+    text = raw.strip()
+    try:
+        if kind in (int, "int"):
+            return int(text)
+        if kind in (float, "float"):
+            return float(text)
+    except ValueError:
+        raise SettingsError(f"{PREFIX}{name.upper()} must be a number, not {raw!r}") from None
+    if name == "handlers":
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    return Path(text) if name in ("home", "policies") else text

@@ -1,0 +1,266 @@
+"""Failures: every (key, digest) that did not go through, with its body. Nothing fails silently.
+
+| field | type | meaning |
+|---|---|---|
+| ``_id`` | str | ``<key>#<digest>`` |
+| ``state`` | str | ``retrying``, ``dead``, ``conflict``, ``malformed``, ``stale`` |
+| ``key, digest, type, body`` | | the event |
+| ``attempts`` | int | handler runs that raised |
+| ``starts`` | int | solo runs that began and have not ended: a run that kills or hangs its process leaves its mark here |
+| ``due_at`` | date | state ``retrying``: when to try again |
+| ``sent_until`` | date | the sweeper has sent it, and waits this long before it sends it again |
+| ``reason``, ``error`` | str, document | why; ``{type, message, traceback}`` |
+| ``other_digest`` | str | state ``conflict``: the digest that holds the key |
+| ``token`` | long | fencing token of the last writer; an older writer changes nothing |
+| ``batch, accepted_at, first_failed_at, updated_at, listener`` | | where it came from, when, by whom |
+
+State machine: ``retrying -> dead | (gone, once the ledger has it)``; the others stay until an operator decides. The ledger
+wins: a document whose (key, digest) is in the ledger is garbage, and removed by whoever sees it.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+from bson.raw_bson import RawBSONDocument
+from pymongo import ASCENDING, ReturnDocument
+from pymongo.collection import Collection
+from pymongo.database import Database
+from pymongo.errors import BulkWriteError, DuplicateKeyError
+
+from app.errors import StoreUnavailable
+from app.naming import MESSAGE_VERSION
+from app.stores.mongo import DUPLICATE_KEY, RAW, Document, translated
+from app.stores.records import Entry, entry_from, utc_now
+
+BLOCKING = ("retrying", "dead")
+"""States in which another digest of the same key is in conflict with this one."""
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """What ``failures`` says about one (key, digest)."""
+
+    key: str
+    digest: str
+    state: str
+    attempts: int
+    starts: int
+    due_at: datetime | None
+    first_failed_at: datetime
+    accepted_at: datetime
+    batch: str | None = None
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """Why an event failed: a reason of a few words, and the exception where there was one."""
+
+    reason: str
+    error: dict[str, str] | None = None
+
+
+_STATE = {
+    name: 1
+    for name in ("key", "digest", "state", "attempts", "starts", "due_at", "first_failed_at", "accepted_at", "batch")
+}
+
+
+class Failures:
+    """The collection ``failures`` of one deployment. Thread-safe. Every write is at majority."""
+
+    def __init__(self, db: Database[Document]) -> None:
+        self.collection = db["failures"]
+        self._raw: Collection[RawBSONDocument] = self.collection.with_options(codec_options=RAW)
+
+    def ensure_indexes(self) -> None:
+        """Make the indexes by key and by due time; safe to repeat."""
+        with translated("making the indexes of failures"):
+            self.collection.create_index("key", name="key")
+            self.collection.create_index([("state", ASCENDING), ("due_at", ASCENDING)], name="due")
+
+    def of_keys(self, keys: Sequence[str]) -> dict[str, list[Failure]]:
+        """Failures by key, oldest first, by majority read."""
+        with translated("reading failures"):
+            found = list(self.collection.find({"key": {"$in": list(keys)}}, _STATE))
+        by_key: dict[str, list[Failure]] = {}
+        for document in sorted(found, key=lambda d: (d["first_failed_at"], d["digest"])):
+            by_key.setdefault(document["key"], []).append(_failure(document))
+        return by_key
+
+    def fetch(self, pairs: Iterable[tuple[str, str]]) -> dict[str, tuple[Entry, Failure]]:
+        """The failures of ``(key, digest)`` pairs with their bodies, by id."""
+        with translated("fetching failures"):
+            found = self._raw.find({"_id": {"$in": [failure_id(k, d) for k, d in pairs]}})
+            return {d["_id"]: (entry_from(d), _failure(d)) for d in found}
+
+    def record_attempt(
+        self, entry: Entry, origin: "Origin", problem: Problem, *, delay_ms: int | None, ended_start: bool, counts: bool = True
+    ) -> bool:
+        """Note a run that raised, and when it is due again; with ``delay_ms=None`` the event is dead.
+
+        Args:
+            entry: the event.
+            origin: batch, listener and fencing token of the writer.
+            problem: what went wrong.
+            delay_ms: pause before the next attempt, or None for none.
+            ended_start: the run had been noted by :meth:`record_start`; it has ended now.
+            counts: whether it is an attempt (``RetryLater`` is none).
+
+        Returns:
+            False when a later winner (with a higher token) has written already; then nothing is changed.
+        """
+        now = utc_now()
+        fields: Document = {
+            "state": "dead" if delay_ms is None else "retrying",
+            "reason": problem.reason,
+            "due_at": None if delay_ms is None else now + timedelta(milliseconds=delay_ms),
+        }
+        if problem.error is not None:
+            fields["error"] = problem.error
+        return self._advance(entry, origin, fields, {"attempts": int(counts), "starts": -int(ended_start)})
+
+    def record_start(self, entry: Entry, origin: "Origin", *, due_ms: int) -> Failure | None:
+        """Count a solo run before it begins; should it never end, it is due again after ``due_ms``.
+
+        Returns:
+            The failure with its new counts, or None when a later winner has written already.
+        """
+        fields: Document = {"state": "retrying", "due_at": utc_now() + timedelta(milliseconds=due_ms)}
+        if not self._advance(entry, origin, fields, {"attempts": 0, "starts": 1}, default_reason="a run that has not ended"):
+            return None
+        with translated("reading a failure"):
+            found = self.collection.find_one({"_id": failure_id(entry.key, entry.digest)}, _STATE)
+        return None if found is None else _failure(found)
+
+    def end_start(self, key: str, digest: str) -> None:
+        """Take back a start whose run was ended by an outage; it is due at once."""
+        with translated("recording a failure"):
+            self.collection.update_one(
+                {"_id": failure_id(key, digest), "state": "retrying", "starts": {"$gt": 0}},
+                {"$inc": {"starts": -1}, "$set": {"due_at": utc_now(), "sent_until": None}},
+            )
+
+    def _advance(
+        self, entry: Entry, origin: "Origin", fields: Document, counts: dict[str, int], default_reason: str | None = None
+    ) -> bool:
+        now = utc_now()
+        on_insert = _identity(entry, origin, now)
+        if default_reason is not None:
+            on_insert["reason"] = default_reason
+        update = {
+            "$set": {**fields, "updated_at": now, "token": origin.token, "listener": origin.listener},
+            "$inc": counts,
+            "$setOnInsert": on_insert,
+        }
+        query = {"_id": failure_id(entry.key, entry.digest), "token": {"$lte": origin.token}, "state": {"$in": ["retrying", "dead"]}}
+        with translated("recording a failure"):
+            try:
+                self.collection.find_one_and_update(query, update, upsert=True, return_document=ReturnDocument.AFTER)
+            except DuplicateKeyError:
+                return False
+        return True
+
+    def record_final(self, entries: Sequence[tuple[Entry, "Origin", str, Document]]) -> None:
+        """Store events in a final state: ``(entry, origin, state, more fields)``; one that is there already stays as it is.
+
+        Used for ``conflict`` (with ``other_digest``), ``stale``, and ``malformed``.
+        """
+        now = utc_now()
+        documents = [
+            {
+                "_id": failure_id(entry.key, entry.digest),
+                **_identity(entry, origin, now),
+                "state": state,
+                "attempts": 0,
+                "starts": 0,
+                "due_at": None,
+                "updated_at": now,
+                "token": origin.token,
+                "listener": origin.listener,
+                **more,
+            }
+            for entry, origin, state, more in entries
+        ]
+        if not documents:
+            return
+        with translated("recording failures"):
+            try:
+                self.collection.insert_many(documents, ordered=False)
+            except BulkWriteError as error:
+                details = error.details or {}
+                if details.get("writeConcernErrors") or any(e["code"] != DUPLICATE_KEY for e in details.get("writeErrors", [])):
+                    raise StoreUnavailable("MongoDB did not store the failures") from error
+
+    def due(self, limit: int, *, now: datetime | None = None) -> list[Document]:
+        """Failures whose next attempt is due: ``{key, digest, type, batch, accepted_at, starts, attempts, due_at}``."""
+        now = now or utc_now()
+        query = {"state": "retrying", "due_at": {"$lte": now}, "sent_until": {"$not": {"$gt": now}}}
+        fields = _STATE | {"type": 1}
+        with translated("reading due failures"):
+            return list(self.collection.find(query, fields).sort("due_at", ASCENDING).limit(limit))
+
+    def postpone(self, pairs: Sequence[tuple[str, str]], by_ms: int) -> None:
+        """Note that due failures were sent: they come up again after ``by_ms`` if nothing happens to them."""
+        with translated("postponing failures"):
+            self.collection.update_many(
+                {"_id": {"$in": [failure_id(k, d) for k, d in pairs]}, "state": "retrying"},
+                {"$set": {"sent_until": utc_now() + timedelta(milliseconds=by_ms)}},
+            )
+
+    def remove(self, pairs: Sequence[tuple[str, str]]) -> int:
+        """Remove failures that the ledger refutes: their (key, digest) is committed. Returns how many were there."""
+        with translated("removing refuted failures"):
+            done = self.collection.delete_many({"_id": {"$in": [failure_id(k, d) for k, d in pairs]}})
+            return done.deleted_count
+
+    def counts(self) -> dict[str, int]:
+        """Number of failures by state."""
+        with translated("counting failures"):
+            rows = self.collection.aggregate([{"$group": {"_id": "$state", "n": {"$sum": 1}}}])
+            return {str(r["_id"]): int(r["n"]) for r in rows}
+
+    def of_key(self, key: str) -> list[Document]:
+        """The whole documents of a key, oldest first."""
+        with translated("reading failures"):
+            return list(self.collection.find({"key": key}).sort("first_failed_at", ASCENDING))
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """Where a failure comes from: the batch, and the winner that writes it."""
+
+    batch: str | None
+    accepted_at: datetime
+    listener: str
+    token: int
+
+
+def failure_id(key: str, digest: str) -> str:
+    """``_id`` of a failure. Injective: a key holds no ``#``."""
+    return f"{key}#{digest}"
+
+
+def _identity(entry: Entry, origin: Origin, now: datetime) -> Document:
+    return {
+        "v": MESSAGE_VERSION,
+        "key": entry.key,
+        "digest": entry.digest,
+        "type": entry.type,
+        "body": entry.body,
+        "batch": origin.batch,
+        "accepted_at": origin.accepted_at,
+        "first_failed_at": now,
+    }
+
+
+def _failure(document: Any) -> Failure:
+    return Failure(
+        key=document["key"],
+        digest=document["digest"],
+        state=document["state"],
+        attempts=document["attempts"],
+        starts=document["starts"],
+        due_at=document.get("due_at"),
+        first_failed_at=document["first_failed_at"],
+        accepted_at=document["accepted_at"],
+        batch=document.get("batch"),
+    )

@@ -1,0 +1,158 @@
+"""The inbox: accepted batches that are not finished. The durable outbox of the whole system.
+
+| field | type | meaning |
+|---|---|---|
+| ``_id`` | str, 26 | batch id, fixed before the first try, so that a repeated write is recognised |
+| ``v`` | int | version of this form |
+| ``accepted_at`` | date | when a door took it |
+| ``door`` | str | ``http``, ``socketio``, … |
+| ``seq`` | long or null | order of forwarding |
+| ``forwarded_at`` | date or null | last time it was sent to listeners |
+| ``forwards`` | int | how often it was sent |
+| ``events`` | array, 1..500 | ``{key, digest, type, body}`` |
+
+Guarantees: when :meth:`Inbox.write` returns, every batch is acknowledged by a majority. A batch is removed only by callers
+who have seen by majority read that all of its events are finished.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+from pymongo import ASCENDING, UpdateOne
+from pymongo.database import Database
+from pymongo.errors import BulkWriteError
+
+from app.errors import PermanentError
+from app.naming import MESSAGE_VERSION
+from app.stores.mongo import DUPLICATE_KEY, RAW, Document, translated, unacknowledged_by_majority
+from app.stores.records import Batch, Entry, entry_from, utc_now
+
+
+class UnknownVersion(PermanentError):
+    """A record was written by a newer version of this software; it is left alone, and said so."""
+
+
+class Inbox:
+    """The collection ``inbox`` of one deployment. Thread-safe."""
+
+    def __init__(self, db: Database[Document]) -> None:
+        self._collection = db["inbox"]
+        self._raw = self._collection.with_options(codec_options=RAW)
+        self._weak = unacknowledged_by_majority(self._collection)
+
+    def write(self, documents: Sequence[Document]) -> None:
+        """Store batches (made by :func:`~app.stores.records.inbox_document`) at majority; safe to repeat.
+
+        Raises:
+            StoreUnavailable, CommitUnknown: not known to be stored; repeat with the same documents.
+        """
+        with translated("storing accepted events"):
+            try:
+                self._collection.insert_many(documents, ordered=False)
+            except BulkWriteError as error:
+                errors = (error.details or {}).get("writeErrors", [])
+                if any(e["code"] != DUPLICATE_KEY for e in errors):
+                    raise PermanentError(f"MongoDB cannot hold these events: {errors[0]['errmsg'][:200]}") from error
+                self._confirm([d["_id"] for d in documents])
+
+    def _confirm(self, batch_ids: list[str]) -> None:
+        """After a duplicate ``_id``: a write by majority waits for the earlier one to be there by majority too."""
+        self._collection.update_many({"_id": {"$in": batch_ids}}, {"$set": {"v": MESSAGE_VERSION}})
+
+    def fetch(self, batch_id: str) -> Batch | None:
+        """The batch with its bodies as raw BSON, or None when nobody holds it (any more).
+
+        Raises:
+            StoreUnavailable: MongoDB is away.
+            UnknownVersion: the batch was written by a newer version.
+        """
+        with translated("fetching a batch"):
+            found = self._raw.find_one({"_id": batch_id})
+        return None if found is None else _batch(found)
+
+    def entries_of(self, batch_ids: Sequence[str]) -> dict[str, list[tuple[str, str, str]]]:
+        """``(key, digest, type)`` of each event of the named batches, without bodies."""
+        with translated("reading batches"):
+            found = self._collection.find(
+                {"_id": {"$in": list(batch_ids)}}, {"events.key": 1, "events.digest": 1, "events.type": 1}
+            )
+            return {d["_id"]: [(e["key"], e["digest"], e["type"]) for e in d["events"]] for d in found}
+
+    def heads(self, limit: int) -> list[Document]:
+        """The oldest ``limit`` batches without their events: ``_id, v, accepted_at, seq, forwarded_at, forwards, n``."""
+        fields = {"v": 1, "accepted_at": 1, "seq": 1, "forwarded_at": 1, "forwards": 1, "n": {"$size": "$events"}}
+        with translated("reading the inbox"):
+            return list(self._collection.find({}, fields).sort("_id", ASCENDING).limit(limit))
+
+    def mark_forwarded(self, sent: Iterable[tuple[str, int]], *, at: datetime | None = None) -> None:
+        """Note that batches were sent, as ``(batch id, seq)``; those that are finished meanwhile are passed over."""
+        at = at or utc_now()
+        updates = [
+            UpdateOne({"_id": batch_id}, {"$set": {"forwarded_at": at, "seq": seq}, "$inc": {"forwards": 1}})
+            for batch_id, seq in sent
+        ]
+        if updates:
+            with translated("noting forwarded batches"):
+                self._weak.bulk_write(updates, ordered=False)
+
+    def remove(self, batch_ids: Sequence[str]) -> None:
+        """Remove batches all of whose events the caller has seen finished by majority read.
+
+        Weakly acknowledged: a removal that is rolled back brings a finished batch back, and the sweeper removes it again.
+        """
+        with translated("removing finished batches"):
+            self._weak.delete_many({"_id": {"$in": list(batch_ids)}})
+
+    def remove_events(self, batch_id: str, pairs: Sequence[tuple[str, str]]) -> None:
+        """Take finished ``(key, digest)`` pairs out of a batch that has unfinished ones left."""
+        with translated("shrinking a batch"):
+            self._collection.update_one(
+                {"_id": batch_id},
+                {"$pull": {"events": {"$or": [{"key": k, "digest": d} for k, d in pairs]}}},
+            )
+
+    def size(self) -> int:
+        """Number of batches, by the collection's metadata."""
+        with translated("counting the inbox"):
+            return self._collection.estimated_document_count()
+
+    def oldest_at(self) -> datetime | None:
+        """When the oldest batch was accepted, or None when the inbox is empty."""
+        with translated("reading the inbox"):
+            found = self._collection.find_one({}, {"accepted_at": 1}, sort=[("_id", ASCENDING)])
+        return found["accepted_at"] if found else None
+
+    def find_event(self, key: str) -> list[Document]:
+        """Where a key waits: ``[{batch, accepted_at, digest, type, forwarded_at, forwards, door}]``; scans the inbox."""
+        with translated("searching the inbox"):
+            found = self._collection.find({"events.key": key}, {"events.body": 0}).limit(20)
+            return [
+                {
+                    "batch": d["_id"],
+                    "accepted_at": d["accepted_at"],
+                    "door": d.get("door"),
+                    "forwarded_at": d.get("forwarded_at"),
+                    "forwards": d.get("forwards", 0),
+                    "digest": e["digest"],
+                    "type": e["type"],
+                }
+                for d in found
+                for e in d["events"]
+                if e["key"] == key
+            ]
+
+
+def _batch(found: Any) -> Batch:
+    if found["v"] != MESSAGE_VERSION:
+        raise UnknownVersion(f"batch {found['_id']} has version {found['v']}, this software knows {MESSAGE_VERSION}: upgrade this process")
+    entries: list[Entry] = [entry_from(e) for e in found["events"]]
+    return Batch(
+        id=found["_id"],
+        accepted_at=found["accepted_at"],
+        door=found["door"],
+        entries=entries,
+        seq=found["seq"],
+        forwarded_at=found["forwarded_at"],
+        forwards=found["forwards"],
+    )

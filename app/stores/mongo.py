@@ -1,0 +1,112 @@
+"""Connections to MongoDB, and the translation of its driver's errors into ours.
+
+Guarantees: every client reads at majority from the primary and writes at majority, unless a call says otherwise; no call
+waits longer than ``Settings.mongo_timeout_ms``. Does not guarantee that a call whose reply was lost had no effect: that is
+what :class:`~app.errors.CommitUnknown` and the callers' idempotent writes are for.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from bson.codec_options import CodecOptions
+from bson.raw_bson import RawBSONDocument
+from pymongo import MongoClient
+from pymongo.collection import Collection
+from pymongo.database import Database
+from pymongo.errors import (
+    BulkWriteError,
+    ConnectionFailure,
+    ExecutionTimeout,
+    OperationFailure,
+    PyMongoError,
+    WaitQueueTimeoutError,
+    WriteConcernError,
+)
+from pymongo.read_concern import ReadConcern
+from pymongo.read_preferences import ReadPreference
+from pymongo.write_concern import WriteConcern
+
+from app.errors import CommitUnknown, StoreUnavailable
+from app.settings import Settings, database_of
+
+Document = dict[str, Any]
+
+RAW: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocument, tz_aware=True)
+"""Decode one level, leave what lies below as BSON bytes."""
+
+DUPLICATE_KEY = 11000
+_UNKNOWN_CODES = frozenset({64, 79, 91, 189, 11600, 11602, 10107, 13435})
+"""Write-concern and fail-over codes: the write may or may not last."""
+
+
+def connect(settings: Settings, *, role: str) -> Database[Document]:
+    """Open the deployment's database; lazily, so an absent server shows at the first call.
+
+    Args:
+        settings: names the server, the database and the time-out.
+        role: shown as the connection's ``appName`` in MongoDB's log.
+    """
+    client: MongoClient[Document] = MongoClient(
+        settings.mongo_url,
+        appname=f"dedup-{role}",
+        tz_aware=True,
+        uuidRepresentation="standard",
+        serverSelectionTimeoutMS=settings.mongo_timeout_ms,
+        connectTimeoutMS=settings.mongo_timeout_ms,
+        timeoutMS=settings.mongo_timeout_ms,
+        retryWrites=True,
+    )
+    return client.get_database(
+        database_of(settings.mongo_url),
+        read_concern=ReadConcern("majority"),
+        read_preference=ReadPreference.PRIMARY,
+        write_concern=WriteConcern("majority"),
+    )
+
+
+def unacknowledged_by_majority(collection: Collection[Document]) -> Collection[Document]:
+    """The same collection with ``w: 1``: for writes that may be lost, such as removing what is finished."""
+    return collection.with_options(write_concern=WriteConcern(1))
+
+
+@contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """Turn the driver's outage errors into ours; let duplicate-key and bulk errors through to those who can read them.
+
+    Raises:
+        CommitUnknown: a write concern was not satisfied in time, or the primary changed under a write.
+        StoreUnavailable: no answer, no primary, or a refusal such as failed authentication.
+    """
+    try:
+        yield
+    except BulkWriteError as error:
+        details = error.details or {}
+        if details.get("writeConcernErrors") and not details.get("writeErrors"):
+            raise CommitUnknown(f"MongoDB did not confirm {doing} by a majority") from error
+        raise
+    except WriteConcernError as error:
+        raise CommitUnknown(f"MongoDB did not confirm {doing} by a majority") from error
+    except (ConnectionFailure, ExecutionTimeout, WaitQueueTimeoutError) as error:
+        raise StoreUnavailable(f"MongoDB did not answer while {doing}: {first_line(error)}") from error
+    except OperationFailure as error:
+        if error.code == DUPLICATE_KEY:
+            raise
+        if error.code in _UNKNOWN_CODES or error.has_error_label("RetryableWriteError"):
+            raise CommitUnknown(f"MongoDB did not confirm {doing}: {first_line(error)}") from error
+        raise StoreUnavailable(f"MongoDB refused {doing}: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first 200 characters of an error's text, without the driver's topology dump."""
+    text = str(error).partition(", Timeout:")[0].splitlines()
+    return (text[0] if text else type(error).__name__)[:200]
+
+
+def answers(db: Database[Document]) -> bool:
+    """Whether a primary answers now, within the time-out."""
+    try:
+        db.client.admin.command("ping")
+    except PyMongoError:
+        return False
+    return True

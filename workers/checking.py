@@ -1,0 +1,108 @@
+"""Steps 2 and 3, fetch and check: what MongoDB says about events that were won, read by majority.
+
+The order of the reads is the order in which an event moves: inbox, failures, ledger. So an event seen in none of the last
+two was unfinished when it was seen in the first.
+"""
+
+from datetime import timedelta
+
+from app.claims.store import Answer
+from app.stores.failures import BLOCKING, Failure
+from app.stores.progress import Pair
+from app.stores.records import Entry, utc_now
+from workers.failing import quarantine, store_stale
+from workers.run import SUSPECT_FORWARDS, Key3, Run, Work
+
+
+def fetch(run: Run, events: list[Key3]) -> dict[Pair, Entry] | None:
+    """The bodies, from the inbox, or from ``failures`` for a delivery without a batch.
+
+    Returns:
+        Entries by (key, digest), without those that are not there any more; None when the whole batch is gone, which is
+        no proof of anything: what was claimed is given back.
+
+    Raises:
+        StoreUnavailable: MongoDB is away.
+    """
+    if run.delivery.batch is None:
+        found = run.runtime.failures.fetch((key, digest) for key, digest, _ in events)
+        return {(entry.key, entry.digest): entry for entry, _ in found.values()}
+    if run.batch is None:
+        run.batch = run.runtime.inbox.fetch(run.delivery.batch)
+    if run.batch is None:
+        return None
+    return {(entry.key, entry.digest): entry for entry in run.batch.entries}
+
+
+def check(run: Run, won: list[tuple[Entry, Answer]]) -> list[Work]:
+    """Sort out what is finished, in conflict, not due or too old; the rest is to be handled.
+
+    Raises:
+        StoreUnavailable, CommitUnknown: MongoDB is away.
+    """
+    if not won:
+        return []
+    keys = [entry.key for entry, _ in won]
+    failures = run.runtime.failures.of_keys(keys)
+    ledger = run.runtime.ledger.find(keys)
+    works: list[Work] = []
+    done: list[Entry] = []
+    stale: list[Entry] = []
+    conflicts: list[tuple[Entry, str]] = []
+    for entry, answer in won:
+        committed = ledger.get(entry.key)
+        if committed is not None:
+            if entry.digest in committed.digests:
+                done.append(entry)
+                run.tally.skip("done", committed.listener)
+            else:
+                conflicts.append((entry, committed.digest))
+            continue
+        own, other = _own_and_other(failures.get(entry.key, []), entry.digest)
+        if other is not None and (own is None or _order(other) < _order(own)):
+            conflicts.append((entry, other.digest))
+        elif own is not None and own.state != "retrying":
+            run.confirm([(entry.key, entry.digest)])
+            run.tally.skip("failed", own.state)
+            run.release([entry.key])
+        elif own is not None and own.due_at is not None and own.due_at > utc_now():
+            run.confirm([(entry.key, entry.digest)])
+            run.tally.skip("failed", "not due")
+            run.release([entry.key])
+        elif _is_stale(run, entry):
+            stale.append(entry)
+        else:
+            works.append(_work(run, entry, answer, own))
+    run.confirm((entry.key, entry.digest) for entry in done)
+    run.complete(entry.key for entry in done)
+    quarantine(run, conflicts)
+    store_stale(run, stale)
+    return works
+
+
+def _work(run: Run, entry: Entry, answer: Answer, failure: Failure | None) -> Work:
+    handlers = run.runtime.handlers.for_type(entry.type)
+    suspect = answer.taken_over or run.delivery.forwards >= SUSPECT_FORWARDS or (failure is not None and failure.starts > 0)
+    return Work(
+        entry=entry,
+        token=answer.token,
+        handlers=handlers,
+        policy=run.runtime.policies.of(entry.type),
+        failure=failure,
+        suspect=bool(handlers) and suspect,
+    )
+
+
+def _own_and_other(found: list[Failure], digest: str) -> tuple[Failure | None, Failure | None]:
+    own = next((f for f in found if f.digest == digest), None)
+    other = next((f for f in found if f.digest != digest and f.state in BLOCKING), None)
+    return own, other
+
+
+def _order(failure: Failure) -> tuple[object, str]:
+    return failure.first_failed_at, failure.digest
+
+
+def _is_stale(run: Run, entry: Entry) -> bool:
+    retention_s = run.runtime.policies.of(entry.type).retention_s
+    return bool(retention_s) and run.delivery.accepted_at < utc_now() - timedelta(seconds=retention_s)

@@ -1,0 +1,57 @@
+"""Step 1, claim: one round trip to Redis for a slice; and what a takeover owes before it goes on."""
+
+from bson.binary import Binary
+
+from app.claims.store import Answer
+from app.stores.mongo import translated
+from workers.run import Key3, Run
+
+Claimed = tuple[Key3, Answer]
+
+
+def claim(run: Run, events: list[Key3], *, lease_ms: int, session: str) -> tuple[list[Claimed], list[Claimed]]:
+    """Claim a slice.
+
+    Returns:
+        The events that were won, and those that Redis holds with another digest; the rest is counted as skipped.
+
+    Raises:
+        ClaimsUnavailable: Redis is away.
+    """
+    answers = run.claims.claim(
+        [key for key, _, _ in events],
+        [digest for _, digest, _ in events],
+        claim_id=run.claim_id,
+        owner=run.listener,
+        lease_ms=lease_ms,
+        session=session,
+    )
+    won: list[Claimed] = []
+    conflicting: list[Claimed] = []
+    for event, answer in zip(events, answers, strict=True):
+        if answer.outcome == "won":
+            won.append((event, answer))
+            run.held[event[0]] = event[1]
+            if answer.taken_over:
+                run.log.warning("claim.taken_over", key=event[0], token=answer.token, previous_owner=answer.owner)
+        elif answer.outcome == "conflict":
+            conflicting.append((event, answer))
+        else:
+            run.tally.skip(answer.outcome, answer.owner)
+    if won:
+        run.log.debug("claim.won", events=len(won))
+    return won, conflicting
+
+
+def end_open_transactions(run: Run, won: list[Claimed], *, own: str) -> None:
+    """End the open transactions of owners that were taken over: they would lock their keys for up to a minute.
+
+    Raises:
+        StoreUnavailable: MongoDB is away.
+    """
+    sessions = {answer.session for _, answer in won if answer.session} - {own}
+    if sessions:
+        with translated("ending the transactions of a dead listener"):
+            run.runtime.db.client.admin.command(
+                "killSessions", [{"id": Binary(bytes.fromhex(session), 4)} for session in sorted(sessions)]
+            )

@@ -1,0 +1,191 @@
+"""Handlers: the user's functions, and how they are found.
+
+A handler is declared with :func:`handler` in a module named in ``DEDUP_HANDLERS``. By default it is *transactional*: it runs
+inside the MongoDB transaction that writes the event's ledger document, and all that it writes through ``context.db`` stands
+or falls with that document. With ``at_least_once=True`` it runs before the commit, outside a transaction, and may run more
+than once for an event.
+"""
+
+import importlib
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeVar
+
+from pymongo.database import Database
+
+from app.errors import DedupError, HandlerSetupError, PermanentError
+from app.events.event import Event
+from app.stores.mongo import Document
+
+MAX_RESULT_BYTES = 64 * 1024
+
+Function = Callable[[Event, "Context"], Any]
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class PermanentFailure(DedupError):
+    """Raised by a handler: this event will never go through; it is dead at once, without further attempts."""
+
+
+class RetryLater(DedupError):
+    """Raised by a handler: not now, and no attempt. The event comes again after ``seconds``."""
+
+    def __init__(self, seconds: float, reason: str = "asked for by its handler") -> None:
+        super().__init__(reason)
+        self.seconds = seconds
+
+
+class ResultRefused(PermanentError):
+    """A handler returned something that is not JSON, or too large to keep."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """What a handler gets beside the event.
+
+    Attributes:
+        db: the deployment's database; for a transactional handler bound to the transaction, so that a forgotten
+            ``session=`` cannot escape it. Threads that the handler starts are outside.
+        key: the event's dedup key: pass it on as idempotency key.
+        fencing_token: grows with every winner of the key: pass it on to whatever can refuse an older one.
+        attempt: 1 for the first run.
+        listener: name of this listener.
+    """
+
+    db: Database[Document]
+    key: str
+    fencing_token: int
+    attempt: int
+    listener: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handler:
+    """A declared handler."""
+
+    name: str
+    pattern: str
+    function: Function
+    at_least_once: bool = False
+
+    @property
+    def is_async(self) -> bool:
+        """Whether it is an ``async def``."""
+        return inspect.iscoroutinefunction(self.function)
+
+    def matches(self, type: str) -> bool:
+        """Whether it takes events of ``type``: equal, or fitting a pattern whose ``*`` stands for any text."""
+        return matches(self.pattern, type)
+
+
+class Registry:
+    """Declared handlers, in the order of their declaration."""
+
+    def __init__(self) -> None:
+        self._handlers: dict[str, Handler] = {}
+        self.for_type: Callable[[str], tuple[Handler, ...]] = lru_cache(maxsize=4096)(self._for_type)
+
+    def add(self, new: Handler) -> None:
+        """Declare a handler.
+
+        Raises:
+            HandlerSetupError: the name is taken.
+        """
+        if new.name in self._handlers:
+            raise HandlerSetupError(f"two handlers are named {new.name!r}: give one of them another name=")
+        self._handlers[new.name] = new
+        self.for_type.cache_clear()  # type: ignore[attr-defined]
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        self._handlers.clear()
+        self.for_type.cache_clear()  # type: ignore[attr-defined]
+
+    def __iter__(self) -> Any:
+        return iter(self._handlers.values())
+
+    def _for_type(self, type: str) -> tuple[Handler, ...]:
+        return tuple(h for h in self._handlers.values() if h.matches(type))
+
+
+registry = Registry()
+"""The handlers of this process."""
+
+
+def handler(pattern: str, *, at_least_once: bool = False, name: str | None = None) -> Callable[[F], F]:
+    """Declare a handler for a type of events.
+
+    Args:
+        pattern: an event type such as ``flight.departed``, or a pattern such as ``flight.*``.
+        at_least_once: run before the commit and outside the transaction, perhaps more than once for an event.
+        name: by default ``module.function``; unique in a listener.
+
+    Raises:
+        HandlerSetupError: not a function of two arguments, an empty pattern, or a name that is taken.
+    """
+    if not isinstance(pattern, str) or not pattern:
+        raise HandlerSetupError("@handler needs an event type, as in @handler('flight.departed')")
+
+    def declare(function: F) -> F:
+        label = name or f"{function.__module__}.{function.__qualname__}"
+        try:
+            inspect.signature(function).bind(None, None)
+        except TypeError:
+            raise HandlerSetupError(f"handler {label} must take two arguments: event and context") from None
+        registry.add(Handler(name=label, pattern=pattern, function=function, at_least_once=at_least_once))
+        return function
+
+    return declare
+
+
+def load_handlers(modules: Sequence[str]) -> None:
+    """Import the modules that declare handlers.
+
+    Raises:
+        HandlerSetupError: one of them does not import; the sentence names it and the error.
+    """
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except DedupError:
+            raise
+        except Exception as error:  # a user's module may raise anything at import: this is the edge
+            raise HandlerSetupError(f"handler module {module!r} (DEDUP_HANDLERS) does not import: {type(error).__name__}: {error}") from error
+
+
+def checked_result(results: Sequence[Any]) -> Any:
+    """What the ledger keeps of the values that an event's handlers returned: None, the one value, or the list of them.
+
+    Raises:
+        ResultRefused: not JSON, or more than 64 KiB of it.
+    """
+    kept = [value for value in results if value is not None]
+    if not kept:
+        return None
+    result = kept[0] if len(kept) == 1 else kept
+    try:
+        text = json.dumps(result, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ResultRefused(f"the handler's result is not JSON: {error}") from error
+    if len(text) > MAX_RESULT_BYTES:
+        raise ResultRefused(f"the handler's result is too large: {len(text)} bytes of JSON, at most {MAX_RESULT_BYTES}")
+    return json.loads(text)
+
+
+def matches(pattern: str, type: str) -> bool:
+    """Whether ``type`` fits ``pattern``, in which only ``*`` is special."""
+    if "*" not in pattern:
+        return pattern == type
+    head, *middle, tail = pattern.split("*")
+    if len(type) < len(head) + len(tail) or not type.startswith(head) or not type.endswith(tail):
+        return False
+    at, end = len(head), len(type) - len(tail)
+    for piece in middle:
+        found = type.find(piece, at, end)
+        if found < 0:
+            return False
+        at = found + len(piece)
+    return True

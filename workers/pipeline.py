@@ -1,0 +1,96 @@
+"""The way of a delivery through a listener: claim, fetch, check, commit, complete; and at the end remove the batch.
+
+Guarantees, whatever fails between any two steps:
+* an event is committed at most once: the ledger's unique key decides, not the claim (G2, G3);
+* nothing is removed from the inbox but what a majority of MongoDB shows to be finished (G1);
+* what was claimed and not finished is given back, or its lease runs out.
+
+An outage of MongoDB or Redis ends the run: its events are *left*, nobody's attempt is counted, and the sweeper sends them again.
+"""
+
+import time
+
+from app.errors import TransientError
+from app.messages import Delivery
+from app.stores.progress import finished
+from workers.checking import check, fetch
+from workers.claiming import claim, end_open_transactions
+from workers.committing import commit
+from workers.failing import note_ended_starts, quarantine
+from workers.pace import rotated, slices
+from workers.run import Key3, Run, hex_of
+from workers.runtime import Runtime
+from workers.tally import Tally
+
+
+def process(runtime: Runtime, delivery: Delivery) -> Tally:
+    """Run one delivery to its end.
+
+    Returns:
+        What became of its events.
+    """
+    run = Run(runtime, delivery, runtime.claims_of(delivery.deployment))
+    events = delivery.events
+    if any(runtime.handlers.for_type(kind) for kind in delivery.types):
+        events = rotated(events, runtime.listener)
+    try:
+        note_ended_starts(runtime)
+        for part in slices(events, lambda event: _slice_size(runtime, event[2])):
+            _process_slice(run, part)
+        _remove_finished(run)
+    except TransientError as error:
+        run.log.warning("delivery.left", error=str(error))
+    finally:
+        run.release(list(run.held))
+    run.tally.left = len(events) - run.tally.won - run.tally.skipped - run.tally.failed
+    return run.tally
+
+
+def _process_slice(run: Run, events: list[Key3]) -> None:
+    runtime = run.runtime
+    with_handlers = any(runtime.handlers.for_type(kind) for kind in {kind for _, _, kind in events})
+    session = runtime.db.client.start_session() if with_handlers else None
+    try:
+        lease_ms = max(runtime.policies.of(kind).lease_ms for kind in {kind for _, _, kind in events})
+        won, conflicting = claim(run, events, lease_ms=lease_ms, session=hex_of(session))
+        if not won and not conflicting:
+            return
+        end_open_transactions(run, won, own=hex_of(session))
+        with run.renewing(won, lease_ms, hex_of(session)):
+            entries = fetch(run, [event for event, _ in won] + [event for event, _ in conflicting])
+            if entries is None:
+                return
+            quarantine(run, [(entries[k, d], a.digest) for (k, d, _), a in conflicting if (k, d) in entries])
+            works = check(run, [(entries[k, d], a) for (k, d, _), a in won if (k, d) in entries])
+            started = time.monotonic()
+            commit(run, works, session)
+            _note_pace(run, events, len(works), started)
+    finally:
+        run.release(list(run.held))
+        if session is not None:
+            session.end_session()
+
+
+def _slice_size(runtime: Runtime, kind: str) -> int:
+    return runtime.pace.events_per_slice(kind) if runtime.handlers.for_type(kind) else runtime.settings.max_batch_events
+
+
+def _note_pace(run: Run, events: list[Key3], works: int, started: float) -> None:
+    if works:
+        ms_per_event = (time.monotonic() - started) * 1000 / works
+        for kind in {kind for _, _, kind in events}:
+            run.runtime.pace.note(kind, ms_per_event)
+
+
+def _remove_finished(run: Run) -> None:
+    """Remove the batch when all of its events are finished: normally whoever finishes the last one does."""
+    if run.batch is None or not run.confirmed:
+        return
+    rest = {(e.key, e.digest) for e in run.batch.entries} - run.confirmed
+    if rest:
+        rest -= finished(rest, ledger=run.runtime.ledger, failures=run.runtime.failures)
+    if not rest:
+        run.runtime.inbox.remove([run.batch.id])
+        run.log.debug("batch.finished", events=len(run.batch.entries))
+
+

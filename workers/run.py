@@ -1,0 +1,142 @@
+"""The state of one task execution: its claim id, what it holds, what it has confirmed, and its tally."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import structlog
+from pymongo.client_session import ClientSession
+
+from app.claims.store import Answer, ClaimStore, Held, new_claim_id
+from app.errors import ClaimsUnavailable
+from app.events.policies import Policy
+from app.messages import Delivery
+from app.stores.failures import Failure, Origin
+from app.stores.progress import Pair
+from app.stores.records import Batch, Entry
+from workers.handlers import Handler
+from workers.runtime import Runtime
+from workers.tally import Tally
+
+Key3 = tuple[str, str, str]
+"""(key, digest, type)"""
+
+SUSPECT_FORWARDS = 3
+"""A batch sent this often (once, and again twice) may hold an event that kills its listeners."""
+
+
+class Work(msgspec.Struct):
+    """A won event that MongoDB says is unfinished, on its way to its commit.
+
+    Attributes:
+        entry, handlers, policy: the event, the handlers for its type, and its type's policy.
+        token: fencing token of this claim.
+        failure: what is known of earlier runs that failed.
+        suspect: whether it may have killed a process, and so runs alone.
+        results: what its handlers returned so far.
+        started: a solo run was noted in ``failures`` and has not ended.
+    """
+
+    entry: Entry
+    token: int
+    handlers: tuple[Handler, ...]
+    policy: Policy
+    failure: Failure | None = None
+    suspect: bool = False
+    results: list[Any] = msgspec.field(default_factory=list)
+    started: bool = False
+
+    @property
+    def pair(self) -> Pair:
+        """(key, digest)"""
+        return self.entry.key, self.entry.digest
+
+    @property
+    def attempts(self) -> int:
+        """Runs that raised before this one."""
+        return self.failure.attempts if self.failure else 0
+
+
+@dataclass(slots=True)
+class Run:
+    """One execution of the task.
+
+    Attributes:
+        held: keys claimed and neither completed nor given back, with their digests.
+        confirmed: (key, digest) pairs known finished by an own majority write or a majority read.
+        batch: the inbox batch, once fetched.
+    """
+
+    runtime: Runtime
+    delivery: Delivery
+    claims: ClaimStore
+    claim_id: str = field(default_factory=new_claim_id)
+    tally: Tally = field(default_factory=Tally)
+    held: dict[str, str] = field(default_factory=dict)
+    confirmed: set[Pair] = field(default_factory=set)
+    batch: Batch | None = None
+    log: Any = None
+
+    def __post_init__(self) -> None:
+        self.log = structlog.get_logger().bind(
+            listener=self.runtime.listener, batch=self.delivery.batch, claim_id=self.claim_id
+        )
+
+    @property
+    def listener(self) -> str:
+        """Name of this listener."""
+        return self.runtime.listener
+
+    def origin(self, token: int) -> Origin:
+        """Where this run's failures come from."""
+        return Origin(batch=self.delivery.batch, accepted_at=self.delivery.accepted_at, listener=self.listener, token=token)
+
+    @contextmanager
+    def renewing(self, won: Sequence[tuple[Key3, Answer]], lease_ms: int, session: str) -> Iterator[None]:
+        """Keep the leases of what was won running until the end of the block."""
+        held = [
+            Held(
+                key=key,
+                digest=digest,
+                claim_id=self.claim_id,
+                token=answer.token,
+                lease_ms=lease_ms,
+                owner=self.listener,
+                session=session,
+                previous_owner=answer.owner,
+            )
+            for (key, digest, _), answer in won
+        ]
+        with self.runtime.renewal.hold(self.claims, held):
+            yield
+
+    def complete(self, keys: Iterable[str]) -> None:
+        """Mark held keys done in Redis; MongoDB has them. A Redis that is away costs later copies a look into MongoDB."""
+        mine = [(key, self.held.pop(key)) for key in keys if key in self.held]
+        self.runtime.renewal.drop(self.claim_id, [key for key, _ in mine])
+        try:
+            self.claims.complete([k for k, _ in mine], [d for _, d in mine], claim_id=self.claim_id, owner=self.listener)
+        except ClaimsUnavailable as error:
+            self.log.warning("claim.complete_failed", keys=len(mine), error=str(error))
+
+    def release(self, keys: Iterable[str]) -> None:
+        """Give held keys back. A Redis that is away keeps them until their leases run out."""
+        mine = [key for key in keys if self.held.pop(key, None) is not None]
+        if not mine:
+            return
+        self.runtime.renewal.drop(self.claim_id, mine)
+        try:
+            self.claims.release(mine, claim_id=self.claim_id)
+        except ClaimsUnavailable as error:
+            self.log.warning("claim.release_failed", keys=len(mine), error=str(error))
+
+    def confirm(self, pairs: Iterable[Pair]) -> None:
+        """Note pairs as finished."""
+        self.confirmed.update(pairs)
+
+
+def hex_of(session: ClientSession | None) -> str:
+    """The session's id in hex, as claims carry it; empty without one."""
+    return bytes(session.session_id["id"]).hex() if session is not None else ""

@@ -1,0 +1,104 @@
+"""What one process of a listener works with: clients, stores, policies, handlers. Made after the fork, once.
+
+Nothing here is shared between processes. Clients connect lazily, so that an absent server shows at the first call.
+"""
+
+import threading
+from dataclasses import dataclass, field
+
+from pymongo.database import Database
+
+from app.claims import store as claims
+from app.claims.store import ClaimStore, Client
+from app.events.policies import Policies
+from app.settings import Settings
+from app.stores import mongo
+from app.stores.failures import Failures
+from app.stores.inbox import Inbox
+from app.stores.ledger import Ledger
+from app.stores.mongo import Document
+from workers.handlers import Registry, registry
+from workers.pace import Pace
+from workers.renewal import Renewal, kill_this_process
+
+
+@dataclass(slots=True, kw_only=True)
+class Runtime:
+    """Everything that the steps of a task need.
+
+    Attributes:
+        unended: (key, digest) of solo runs that an outage ended, and whose start is still counted in ``failures``.
+        alone: held while a suspect runs, so that only one at a time can take the process down.
+    """
+
+    settings: Settings
+    listener: str
+    db: Database[Document]
+    redis: Client
+    inbox: Inbox
+    ledger: Ledger
+    failures: Failures
+    policies: Policies
+    handlers: Registry
+    renewal: Renewal
+    pace: Pace
+    unended: list[tuple[str, str]] = field(default_factory=list)
+    alone: threading.Lock = field(default_factory=threading.Lock)
+    _claims: dict[str, ClaimStore] = field(default_factory=dict)
+
+    @classmethod
+    def build(cls, settings: Settings, listener: str, *, handlers: Registry = registry, in_pool: bool = False) -> "Runtime":
+        """Make the clients and stores.
+
+        Args:
+            settings: of this process.
+            listener: name of this listener.
+            handlers: the declared handlers.
+            in_pool: whether this is a child process that a pool replaces when it dies.
+
+        Raises:
+            PolicyError: the policy file is wrong.
+        """
+        db = mongo.connect(settings, role=listener)
+        return cls(
+            settings=settings,
+            listener=listener,
+            db=db,
+            redis=claims.connect(settings),
+            inbox=Inbox(db),
+            ledger=Ledger(db),
+            failures=Failures(db),
+            policies=Policies.load(settings.policies, settings),
+            handlers=handlers,
+            renewal=Renewal(
+                settings.renew_ms, hang_grace_s=settings.lease_ms / 1000, on_hang=kill_this_process if in_pool else None
+            ),
+            pace=Pace(settings.slice_target_ms),
+        )
+
+    def claims_of(self, deployment: str) -> ClaimStore:
+        """The claim store of a deployment: the one that the delivery names."""
+        found = self._claims.get(deployment)
+        if found is None:
+            found = self._claims[deployment] = ClaimStore.of(self.settings, self.redis, deployment)
+        return found
+
+    def close(self) -> None:
+        """Close the clients."""
+        self.renewal.close()
+        self.db.client.close()
+        self.redis.close()
+
+
+_current: Runtime | None = None
+_lock = threading.Lock()
+
+
+def current(settings: Settings, listener: str, *, in_pool: bool) -> Runtime:
+    """The runtime of this process, made at the first call."""
+    global _current
+    if _current is None or _current.listener != listener:
+        with _lock:
+            if _current is None or _current.listener != listener:
+                _current = Runtime.build(settings, listener, in_pool=in_pool)
+    return _current

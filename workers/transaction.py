@@ -1,0 +1,95 @@
+"""One MongoDB transaction: ledger documents, the handlers' writes, a commit by majority.
+
+The ledger documents come first, so that a rival's commit is met before any handler runs. Retries are bounded here, since the
+driver's own ``with_transaction`` would go on for two minutes.
+"""
+
+import contextlib
+import time
+from collections.abc import Sequence
+
+from pymongo.client_session import ClientSession
+from pymongo.errors import PyMongoError
+from pymongo.read_concern import ReadConcern
+from pymongo.write_concern import WriteConcern
+
+from app.naming import MESSAGE_VERSION
+from app.stores.ledger import expiry
+from app.stores.mongo import Document
+from app.stores.records import utc_now
+from workers.handling import run_transactional
+from workers.run import Run, Work
+
+COMMIT_RETRY_S = 5.0
+"""How long an unanswered commit is repeated; a commit may be repeated safely."""
+
+
+class ClaimLost(Exception):
+    """Another claim id holds a key of this transaction: its commit would only lose against the ledger."""
+
+
+class CommitLost(Exception):
+    """Nobody said whether the commit stands; read the ledger again."""
+
+
+def ledger_document(run: Run, work: Work) -> Document:
+    """The document that proves an event processed."""
+    entry = work.entry
+    return {
+        "_id": entry.key,
+        "v": MESSAGE_VERSION,
+        "digest": entry.digest,
+        "type": entry.type,
+        "body": entry.body,
+        "listener": run.listener,
+        "claim_id": run.claim_id,
+        "token": work.token,
+        "attempt": work.attempts + 1,
+        "batch": run.delivery.batch,
+        "accepted_at": run.delivery.accepted_at,
+        "processed_at": utc_now(),
+        **expiry(run.delivery.accepted_at, work.policy.retention_s),
+    }
+
+
+def commit_transaction_of(run: Run, works: Sequence[Work], session: ClientSession) -> None:
+    """Commit events and all that their handlers write, or nothing.
+
+    Raises:
+        HandlerRaised: a handler failed; nothing was written.
+        ClaimLost: a claim was seen to be another's; nothing was written.
+        CommitLost: the commit's answer was lost; the ledger must be read again.
+        PyMongoError: the transaction did not go through: a taken key, a write conflict, an outage.
+    """
+    ledger = run.runtime.ledger
+    session.start_transaction(read_concern=ReadConcern("snapshot"), write_concern=WriteConcern("majority"))
+    try:
+        ledger.insert([ledger_document(run, work) for work in works], session=session)
+        for work in works:
+            if run.runtime.renewal.lost(run.claim_id, work.entry.key):
+                raise ClaimLost(work.entry.key)
+            with session.bind(end_session=False):
+                result = run_transactional(run, work)
+            if result is not None:
+                ledger.collection.update_one({"_id": work.entry.key}, {"$set": {"result": result}}, session=session)
+        _commit(session)
+    except BaseException:
+        if session.in_transaction:
+            with contextlib.suppress(PyMongoError):
+                session.abort_transaction()
+        raise
+
+
+def _commit(session: ClientSession) -> None:
+    give_up_at = time.monotonic() + COMMIT_RETRY_S
+    while True:
+        try:
+            session.commit_transaction()
+        except PyMongoError as error:
+            if not error.has_error_label("UnknownTransactionCommitResult"):
+                raise
+            if time.monotonic() > give_up_at:
+                raise CommitLost(str(error)) from error
+            time.sleep(0.05)
+        else:
+            return
