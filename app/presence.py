@@ -91,7 +91,7 @@ class Presence:
 
     def now_ms(self) -> int:
         """Redis' clock in milliseconds."""
-        seconds, micros = cast(tuple[int, int], self._client.time())
+        seconds, micros = self._client.time()
         return seconds * 1000 + micros // 1000
 
     def listeners(self, *, within_ms: int) -> list[Listener]:
@@ -108,9 +108,7 @@ class Presence:
             beat = _DECODER.decode(raw)
             if now_ms - beat.at_ms <= within_ms:
                 by_name.setdefault(beat.listener, []).append(beat)
-        return [
-            Listener(name, nodes, max(0, now_ms - max(n.at_ms for n in nodes))) for name, nodes in sorted(by_name.items())
-        ]
+        return [Listener(name, nodes, max(0, now_ms - max(n.at_ms for n in nodes))) for name, nodes in sorted(by_name.items())]
 
     def drop_silent(self, *, for_ms: int) -> list[str]:
         """Remove nodes silent for longer than ``for_ms``; returns the listener names that have no node left."""

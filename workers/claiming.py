@@ -52,6 +52,4 @@ def end_open_transactions(run: Run, won: list[Claimed], *, own: str) -> None:
     sessions = {answer.session for _, answer in won if answer.session} - {own}
     if sessions:
         with translated("ending the transactions of a dead listener"):
-            run.runtime.db.client.admin.command(
-                "killSessions", [{"id": Binary(bytes.fromhex(session), 4)} for session in sorted(sessions)]
-            )
+            run.runtime.db.client.admin.command("killSessions", [{"id": Binary(bytes.fromhex(session), 4)} for session in sorted(sessions)])

@@ -8,6 +8,7 @@ import contextlib
 import random
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from pymongo.client_session import ClientSession
 from pymongo.errors import PyMongoError
@@ -17,7 +18,7 @@ from app.stores.mongo import DUPLICATE_KEY, answers, first_line
 from workers.failing import quarantine, record_deadly, record_failure, start_was_interrupted
 from workers.handling import HandlerRaised, run_at_least_once
 from workers.run import Run, Work
-from workers.transaction import ClaimLost, CommitLost, commit_transaction_of, ledger_document
+from workers.transaction import ClaimLost, CommitLost, commit_async_transaction_of, commit_transaction_of, ledger_document
 
 BATCH_TRIES = 3
 """Tries of a slice's transaction against write conflicts, before its events run one by one."""
@@ -33,17 +34,13 @@ def commit(run: Run, works: Sequence[Work], session: ClientSession | None) -> No
     Raises:
         StoreUnavailable, CommitUnknown: MongoDB is away.
     """
-    plain = [work for work in works if not work.handlers]
+    store(run, [work for work in works if not work.handlers])
     handled = [work for work in works if work.handlers]
-    store(run, plain)
     if not handled or session is None:
         return
-    ready = [work for work in handled if not work.suspect and _ran_at_least_once(run, work)]
-    if len(ready) > 1 and _commit_together(run, ready, session):
-        _won(run, ready)
-    else:
-        for work in ready:
-            commit_alone(run, work, session)
+    usual = [work for work in handled if not work.suspect]
+    commit_together(run, [work for work in usual if not work.waits], session)
+    commit_concurrently(run, [work for work in usual if work.waits], session)
     for work in handled:
         if work.suspect:
             commit_suspect(run, work, session)
@@ -109,39 +106,83 @@ def commit_suspect(run: Run, work: Work, session: ClientSession) -> None:
             start_was_interrupted(run, work)
 
 
+def commit_together(run: Run, works: Sequence[Work], session: ClientSession) -> None:
+    """Commit a slice in one transaction; one by one when that does not go through."""
+    ready = [work for work in works if _ran_at_least_once(run, work)]
+    if len(ready) > 1 and _went_together(run, ready, session):
+        _won(run, ready)
+        return
+    for work in ready:
+        commit_alone(run, work, session)
+
+
+def commit_concurrently(run: Run, works: Sequence[Work], session: ClientSession) -> None:
+    """Commit events with ``async def`` handlers, each in a transaction of its own, up to ``async_limit`` at once."""
+    if not works:
+        return
+    with ThreadPoolExecutor(min(len(works), run.runtime.settings.async_limit), thread_name_prefix="async-commit") as pool:
+        waiting = [pool.submit(_commit_async, run, work, session) for work in works]
+    for one in waiting:
+        one.result()
+
+
+def _commit_async(run: Run, work: Work, session: ClientSession) -> None:
+    if _ran_at_least_once(run, work):
+        commit_alone(run, work, session)
+
+
 def commit_alone(run: Run, work: Work, session: ClientSession) -> None:
     """Commit one event in a transaction of its own, trying again on write conflicts for as long as its handler may take.
 
     Raises:
         StoreUnavailable, CommitUnknown: MongoDB is away.
     """
-    started = time.monotonic()
-    tries = 0
-    while True:
+    give_up_at = time.monotonic() + work.policy.max_handler_s
+    tries = 1
+    while not _tried(run, work, session, give_up_at):
+        time.sleep(random.uniform(0.002, 0.02) * min(tries, 10))
         tries += 1
-        try:
-            commit_transaction_of(run, [work], session)
-        except HandlerRaised as raised:
-            record_failure(run, work, raised.error)
-        except ClaimLost:
-            run.release([work.entry.key])
-        except CommitLost:
-            judge_taken(run, [work])
-        except PyMongoError as error:
-            if error_code(error) == DUPLICATE_KEY:
-                judge_taken(run, [work])
-            elif not answers(run.runtime.db):
-                raise StoreUnavailable(f"MongoDB did not answer while committing: {first_line(error)}") from error
-            elif time.monotonic() - started > work.policy.max_handler_s:
-                record_failure(run, work, TookTooLong(f"its transaction did not end within {work.policy.max_handler_s:g} s: {first_line(error)}"))
-            elif error.has_error_label("TransientTransactionError"):
-                time.sleep(random.uniform(0.002, 0.02) * min(tries, 10))  # noqa: S311 - spreads retries
-                continue
-            else:
-                record_failure(run, work, error)
+
+
+def _tried(run: Run, work: Work, session: ClientSession, give_up_at: float) -> bool:
+    """One try; False when another one may go through. What follows from it is noted by one thread at a time."""
+    try:
+        if work.is_async:
+            run.runtime.loop.run(commit_async_transaction_of(run, work))
         else:
+            commit_transaction_of(run, [work], session)
+    except HandlerRaised as raised:
+        with run.lock:
+            record_failure(run, work, raised.error)
+    except ClaimLost:
+        with run.lock:
+            run.release([work.entry.key])
+    except CommitLost:
+        with run.lock:
+            judge_taken(run, [work])
+    except PyMongoError as error:
+        with run.lock:
+            return _judged(run, work, error, give_up_at)
+    else:
+        with run.lock:
             _won(run, [work])
-        return
+    return True
+
+
+def _judged(run: Run, work: Work, error: PyMongoError, give_up_at: float) -> bool:
+    """Tell a taken key, an outage, a transaction that outlived its limit and a write conflict apart."""
+    if error_code(error) == DUPLICATE_KEY:
+        judge_taken(run, [work])
+    elif not answers(run.runtime.db):
+        raise StoreUnavailable(f"MongoDB did not answer while committing: {first_line(error)}") from error
+    elif time.monotonic() > give_up_at:
+        limit = f"its transaction did not end within {work.policy.max_handler_s:g} s"
+        record_failure(run, work, TookTooLong(f"{limit}: {first_line(error)}"))
+    elif error.has_error_label("TransientTransactionError"):
+        return False
+    else:
+        record_failure(run, work, error)
+    return True
 
 
 def error_code(error: PyMongoError) -> int | None:
@@ -151,7 +192,7 @@ def error_code(error: PyMongoError) -> int | None:
     return write_errors[0].get("code") or getattr(error, "code", None)
 
 
-def _commit_together(run: Run, works: Sequence[Work], session: ClientSession) -> bool:
+def _went_together(run: Run, works: Sequence[Work], session: ClientSession) -> bool:
     for attempt in range(BATCH_TRIES):
         try:
             commit_transaction_of(run, works, session)
@@ -160,7 +201,7 @@ def _commit_together(run: Run, works: Sequence[Work], session: ClientSession) ->
                 raise StoreUnavailable(f"MongoDB did not answer while committing: {first_line(error)}") from error
             if not error.has_error_label("TransientTransactionError"):
                 break
-            time.sleep(random.uniform(0.002, 0.02) * (attempt + 1))  # noqa: S311 - spreads retries
+            time.sleep(random.uniform(0.002, 0.02) * (attempt + 1))
         except (HandlerRaised, ClaimLost, CommitLost) as error:
             run.log.info("batch.one_by_one", events=len(works), reason=type(error).__name__)
             return False
@@ -174,7 +215,8 @@ def _ran_at_least_once(run: Run, work: Work) -> bool:
     try:
         run_at_least_once(run, work)
     except HandlerRaised as raised:
-        record_failure(run, work, raised.error)
+        with run.lock:
+            record_failure(run, work, raised.error)
         return False
     return True
 

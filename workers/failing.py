@@ -80,7 +80,9 @@ def quarantine(run: Run, conflicts: Sequence[tuple[Entry, str]]) -> None:
             _ignore(run, entry, committed is not None)
         else:
             other = committed.digest if committed is not None else other_digest
-            run.runtime.failures.record_final([(entry, run.origin(0), "conflict", {"reason": "same key, other content", "other_digest": other})])
+            run.runtime.failures.record_final(
+                [(entry, run.origin(0), "conflict", {"reason": "same key, other content", "other_digest": other})]
+            )
             run.confirm([pair])
             run.tally.fail("conflict")
             run.log.warning("event.conflict", key=entry.key, digest=entry.digest, other_digest=other)
@@ -131,7 +133,7 @@ def backoff_ms(attempts: int, base_ms: int, max_ms: int) -> int:
     Source: "equal jitter", Marc Brooker, Exponential Backoff And Jitter, AWS Architecture Blog, 2015.
     """
     full = min(max_ms, base_ms * 2 ** min(attempts - 1, 40))
-    return int(full * random.uniform(0.5, 1.0))  # noqa: S311 - spreads load, guards nothing
+    return int(full * random.uniform(0.5, 1.0))
 
 
 def _described(error: BaseException) -> dict[str, str]:

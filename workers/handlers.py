@@ -126,7 +126,7 @@ def handler(pattern: str, *, at_least_once: bool = False, name: str | None = Non
     Raises:
         HandlerSetupError: not a function of two arguments, an empty pattern, or a name that is taken.
     """
-    if not isinstance(pattern, str) or not pattern:
+    if not _is_type(pattern):  # @handler without a type hands the function over
         raise HandlerSetupError("@handler needs an event type, as in @handler('flight.departed')")
 
     def declare(function: F) -> F:
@@ -141,11 +141,16 @@ def handler(pattern: str, *, at_least_once: bool = False, name: str | None = Non
     return declare
 
 
+def _is_type(pattern: object) -> bool:
+    return isinstance(pattern, str) and bool(pattern)
+
+
 def load_handlers(modules: Sequence[str]) -> None:
     """Import the modules that declare handlers.
 
     Raises:
-        HandlerSetupError: one of them does not import; the sentence names it and the error.
+        HandlerSetupError: one of them does not import; the sentence names it and the error. Or a plain and an ``async def``
+            transactional handler may meet in one event, where they could not commit together.
     """
     for module in modules:
         try:
@@ -153,7 +158,17 @@ def load_handlers(modules: Sequence[str]) -> None:
         except DedupError:
             raise
         except Exception as error:  # a user's module may raise anything at import: this is the edge
-            raise HandlerSetupError(f"handler module {module!r} (DEDUP_HANDLERS) does not import: {type(error).__name__}: {error}") from error
+            raise HandlerSetupError(
+                f"handler module {module!r} (DEDUP_HANDLERS) does not import: {type(error).__name__}: {error}"
+            ) from error
+    inside = [h for h in registry if not h.at_least_once]
+    for plain in (h for h in inside if not h.is_async):
+        for other in (h for h in inside if h.is_async):
+            if overlap(plain.pattern, other.pattern):
+                raise HandlerSetupError(
+                    f"handlers {plain.name} and {other.name} may meet in one event and cannot share a transaction: "
+                    "make both of them async def, or one of them at_least_once=True"
+                )
 
 
 def checked_result(results: Sequence[Any]) -> Any:
@@ -189,3 +204,14 @@ def matches(pattern: str, type: str) -> bool:
             return False
         at = found + len(piece)
     return True
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether some type fits both patterns."""
+    if not one or not other:
+        return set(one + other) <= {"*"}
+    if one[0] == "*":
+        return overlap(one[1:], other) or overlap(one, other[1:])
+    if other[0] == "*":
+        return overlap(other, one)
+    return one[0] == other[0] and overlap(one[1:], other[1:])

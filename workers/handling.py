@@ -1,12 +1,20 @@
 """Running the users' handlers for one event."""
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
+from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.database import Database
 from pymongo.errors import PyMongoError
+from pymongo.read_concern import ReadConcern
+from pymongo.write_concern import WriteConcern
 
 from app.stores.records import event_of
-from workers.handlers import Context, Handler, checked_result
+from workers.handlers import Context, Handler, ResultRefused, checked_result
 from workers.run import Run, Work
+
+AnyDatabase = TypeVar("AnyDatabase", Database[Any], AsyncDatabase[Any])
 
 
 class HandlerRaised(Exception):
@@ -23,9 +31,11 @@ def run_at_least_once(run: Run, work: Work) -> None:
     Raises:
         HandlerRaised: one of them failed.
     """
-    ours = [h for h in work.handlers if h.at_least_once]
-    if ours:
-        work.results = _call(run, work, ours)
+    plain = [h for h in work.handlers if h.at_least_once and not h.is_async]
+    on_loop = [h for h in work.handlers if h.at_least_once and h.is_async]
+    work.results = _call(run, work, plain, run.runtime.db) if plain else []
+    if on_loop:
+        work.results += run.runtime.loop.run(_call_async(run, work, on_loop, run.runtime.async_db()))
 
 
 def run_transactional(run: Run, work: Work) -> Any:
@@ -38,28 +48,58 @@ def run_transactional(run: Run, work: Work) -> Any:
         HandlerRaised: one of them failed.
         PyMongoError: the transaction is over for a reason that is not the handler's (a write conflict, say).
     """
-    returned = _call(run, work, [h for h in work.handlers if not h.at_least_once])
+    return _checked([*work.results, *_call(run, work, work.transactional, in_transaction(run.runtime.db))])
+
+
+async def run_async_transactional(run: Run, work: Work) -> Any:
+    """The same for ``async def`` handlers."""
+    db = in_transaction(run.runtime.async_db())
+    return _checked([*work.results, *await _call_async(run, work, work.transactional, db)])
+
+
+def in_transaction(db: AnyDatabase) -> AnyDatabase:
+    """The database without concerns of its own: inside a transaction the session has them, and MongoDB refuses others."""
+    return db.with_options(read_concern=ReadConcern(), write_concern=WriteConcern())
+
+
+def _checked(results: list[Any]) -> Any:
     try:
-        return checked_result([*work.results, *returned])
-    except Exception as error:
+        return checked_result(results)
+    except ResultRefused as error:
         raise HandlerRaised(error) from error
 
 
-def _call(run: Run, work: Work, handlers: list[Handler]) -> list[Any]:
-    event = event_of(work.entry)
-    context = Context(
-        db=run.runtime.db,
+def _call(run: Run, work: Work, handlers: Sequence[Handler], db: Any) -> list[Any]:
+    with _judging(run, work):
+        event, context = event_of(work.entry), _context(run, work, db)
+        return [handler.function(event, context) for handler in handlers]
+
+
+async def _call_async(run: Run, work: Work, handlers: Sequence[Handler], db: Any) -> list[Any]:
+    with _judging(run, work):
+        event, context = event_of(work.entry), _context(run, work, db)
+        return [await handler.function(event, context) for handler in handlers]
+
+
+@contextmanager
+def _judging(run: Run, work: Work) -> Iterator[None]:
+    """Note that a handler runs, and tell what it raises from a transaction that is over."""
+    with run.runtime.renewal.running(work.entry.key, work.policy.max_handler_s):
+        try:
+            yield
+        except PyMongoError as error:
+            if error.has_error_label("TransientTransactionError"):
+                raise
+            raise HandlerRaised(error) from error
+        except Exception as error:
+            raise HandlerRaised(error) from error
+
+
+def _context(run: Run, work: Work, db: Any) -> Context:
+    return Context(
+        db=db,
         key=work.entry.key,
         fencing_token=work.token,
         attempt=work.attempts + 1,
         listener=run.listener,
     )
-    with run.runtime.renewal.running(work.entry.key, work.policy.max_handler_s):
-        try:
-            return [handler.function(event, context) for handler in handlers]
-        except PyMongoError as error:
-            if error.has_error_label("TransientTransactionError"):
-                raise
-            raise HandlerRaised(error) from error
-        except Exception as error:  # users' code may raise anything: this is the edge
-            raise HandlerRaised(error) from error

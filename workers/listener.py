@@ -161,7 +161,7 @@ def _check_transactions(current: Settings) -> None:
 @worker_ready.connect
 def start_heart(sender: Any, **_: Any) -> None:
     """Once the worker consumes: say so."""
-    global _heart
+    global _heart  # noqa: PLW0603 - signals have no other place to keep it
     _heart = Heart(settings(), sender.hostname)
     _heart.start()
     log.info("listener.ready", listener=listener_of(sender.hostname), handlers=[h.name for h in registry])
@@ -187,7 +187,7 @@ def note_received(request: Any, **_: Any) -> None:
 @worker_process_init.connect
 def forget_parent(**_: Any) -> None:
     """In a child of the pool: its clients are made anew at the first task."""
-    global _heart
+    global _heart  # noqa: PLW0603 - signals have no other place to keep it
     _heart = None
 
 

@@ -92,5 +92,3 @@ def _remove_finished(run: Run) -> None:
     if not rest:
         run.runtime.inbox.remove([run.batch.id])
         run.log.debug("batch.finished", events=len(run.batch.entries))
-
-

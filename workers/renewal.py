@@ -35,7 +35,7 @@ class Renewal:
         self._lock = threading.Lock()
         self._held: dict[tuple[str, str], tuple[ClaimStore, Held]] = {}
         self._lost: set[tuple[str, str]] = set()
-        self._runs: dict[int, tuple[float, str]] = {}
+        self._runs: dict[object, tuple[float, str]] = {}
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -67,12 +67,12 @@ class Renewal:
     @contextmanager
     def running(self, key: str, max_s: float) -> Iterator[None]:
         """Note that a handler runs; after ``max_s`` nothing of this process is renewed any more."""
-        me = threading.get_ident()
-        self._runs[me] = (time.monotonic() + max_s, key)
+        run = object()
+        self._runs[run] = (time.monotonic() + max_s, key)
         try:
             yield
         finally:
-            self._runs.pop(me, None)
+            self._runs.pop(run, None)
 
     def close(self) -> None:
         """End the thread."""

@@ -1,5 +1,6 @@
 """The state of one task execution: its claim id, what it holds, what it has confirmed, and its tally."""
 
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -54,6 +55,21 @@ class Work(msgspec.Struct):
         return self.entry.key, self.entry.digest
 
     @property
+    def transactional(self) -> list[Handler]:
+        """Its handlers that run inside the transaction."""
+        return [h for h in self.handlers if not h.at_least_once]
+
+    @property
+    def is_async(self) -> bool:
+        """Whether its transaction runs on the event loop: its transactional handlers are ``async def``."""
+        return any(h.is_async for h in self.transactional)
+
+    @property
+    def waits(self) -> bool:
+        """Whether any of its handlers is ``async def``, so that it runs beside others of its slice."""
+        return any(h.is_async for h in self.handlers)
+
+    @property
     def attempts(self) -> int:
         """Runs that raised before this one."""
         return self.failure.attempts if self.failure else 0
@@ -67,6 +83,7 @@ class Run:
         held: keys claimed and neither completed nor given back, with their digests.
         confirmed: (key, digest) pairs known finished by an own majority write or a majority read.
         batch: the inbox batch, once fetched.
+        lock: held while what follows from a concurrent handler's run is noted here.
     """
 
     runtime: Runtime
@@ -77,12 +94,11 @@ class Run:
     held: dict[str, str] = field(default_factory=dict)
     confirmed: set[Pair] = field(default_factory=set)
     batch: Batch | None = None
+    lock: threading.RLock = field(default_factory=threading.RLock)
     log: Any = None
 
     def __post_init__(self) -> None:
-        self.log = structlog.get_logger().bind(
-            listener=self.runtime.listener, batch=self.delivery.batch, claim_id=self.claim_id
-        )
+        self.log = structlog.get_logger().bind(listener=self.runtime.listener, batch=self.delivery.batch, claim_id=self.claim_id)
 
     @property
     def listener(self) -> str:

@@ -6,6 +6,7 @@ Nothing here is shared between processes. Clients connect lazily, so that an abs
 import threading
 from dataclasses import dataclass, field
 
+from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.database import Database
 
 from app.claims import store as claims
@@ -18,6 +19,7 @@ from app.stores.inbox import Inbox
 from app.stores.ledger import Ledger
 from app.stores.mongo import Document
 from workers.handlers import Registry, registry
+from workers.loop import LoopThread
 from workers.pace import Pace
 from workers.renewal import Renewal, kill_this_process
 
@@ -43,6 +45,8 @@ class Runtime:
     renewal: Renewal
     pace: Pace
     unended: list[tuple[str, str]] = field(default_factory=list)
+    loop: LoopThread = field(default_factory=LoopThread)
+    _async_db: AsyncDatabase[Document] | None = None
     alone: threading.Lock = field(default_factory=threading.Lock)
     _claims: dict[str, ClaimStore] = field(default_factory=dict)
 
@@ -70,9 +74,7 @@ class Runtime:
             failures=Failures(db),
             policies=Policies.load(settings.policies, settings),
             handlers=handlers,
-            renewal=Renewal(
-                settings.renew_ms, hang_grace_s=settings.lease_ms / 1000, on_hang=kill_this_process if in_pool else None
-            ),
+            renewal=Renewal(settings.renew_ms, hang_grace_s=settings.lease_ms / 1000, on_hang=kill_this_process if in_pool else None),
             pace=Pace(settings.slice_target_ms),
         )
 
@@ -83,9 +85,18 @@ class Runtime:
             found = self._claims[deployment] = ClaimStore.of(self.settings, self.redis, deployment)
         return found
 
+    def async_db(self) -> AsyncDatabase[Document]:
+        """The database for ``async def`` handlers; its client lives on :attr:`loop`."""
+        if self._async_db is None:
+            self._async_db = mongo.connect_async(self.settings, role=self.listener)
+        return self._async_db
+
     def close(self) -> None:
         """Close the clients."""
         self.renewal.close()
+        if self._async_db is not None:
+            self.loop.run(self._async_db.client.close())
+        self.loop.close()
         self.db.client.close()
         self.redis.close()
 
@@ -96,7 +107,7 @@ _lock = threading.Lock()
 
 def current(settings: Settings, listener: str, *, in_pool: bool) -> Runtime:
     """The runtime of this process, made at the first call."""
-    global _current
+    global _current  # noqa: PLW0603 - one per process, made after the fork
     if _current is None or _current.listener != listener:
         with _lock:
             if _current is None or _current.listener != listener:

@@ -9,7 +9,7 @@ import structlog
 from celery import Task
 from celery.worker.request import Request
 
-import workers.listener  # noqa: F401 - connects the listener's signals
+import workers.listener
 from app.celery import app
 from app.messages import UnreadableMessage, read_delivery
 from app.naming import PROCESS_TASK, listener_of
@@ -20,24 +20,25 @@ from workers.runtime import current
 log = structlog.get_logger()
 
 
-class SkippingRequest(Request):  # type: ignore[misc]  # Celery has no types
+class SkippingRequest(Request):
     """A request whose end is sent as ``task-skipped`` when the task won nothing, and counted for the heartbeat."""
 
     def send_event(self, type: str, **fields: Any) -> None:
         """Send a task event; ``task-succeeded`` becomes ``task-skipped`` when others have all events."""
-        if type == "task-succeeded":
+        name = type
+        if name == "task-succeeded":
             text = str(fields.get("result", "")).strip("'\"")
             fields["result"] = text
             workers.listener.count(tally.counts(text))
             if tally.is_skip(text):
-                type = "task-skipped"
-        super().send_event(type, **fields)
+                name = "task-skipped"
+        super().send_event(name, **fields)
 
 
-class ProcessTask(Task):  # type: ignore[misc]
+class ProcessTask(Task[Any, Any]):
     """Base of the task, with its own request class."""
 
-    Request = SkippingRequest
+    Request = SkippingRequest  # type: ignore[assignment]  # a class or its name; the stubs know the name only
 
 
 @app.task(name=PROCESS_TASK, base=ProcessTask, bind=True)
@@ -45,6 +46,7 @@ def process_delivery(self: Any, message: dict[str, Any]) -> str:
     """Process one delivery of a batch of events.
 
     Args:
+        self: the task.
         message: see :mod:`app.messages`.
 
     Returns:

@@ -4,10 +4,12 @@ The ledger documents come first, so that a rival's commit is met before any hand
 driver's own ``with_transaction`` would go on for two minutes.
 """
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Sequence
 
+from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.client_session import ClientSession
 from pymongo.errors import PyMongoError
 from pymongo.read_concern import ReadConcern
@@ -17,11 +19,13 @@ from app.naming import MESSAGE_VERSION
 from app.stores.ledger import expiry
 from app.stores.mongo import Document
 from app.stores.records import utc_now
-from workers.handling import run_transactional
+from workers.handling import run_async_transactional, run_transactional
 from workers.run import Run, Work
 
 COMMIT_RETRY_S = 5.0
 """How long an unanswered commit is repeated; a commit may be repeated safely."""
+
+COMMIT_PAUSE_S = 0.05
 
 
 class ClaimLost(Exception):
@@ -66,8 +70,7 @@ def commit_transaction_of(run: Run, works: Sequence[Work], session: ClientSessio
     try:
         ledger.insert([ledger_document(run, work) for work in works], session=session)
         for work in works:
-            if run.runtime.renewal.lost(run.claim_id, work.entry.key):
-                raise ClaimLost(work.entry.key)
+            _must_be_held(run, work)
             with session.bind(end_session=False):
                 result = run_transactional(run, work)
             if result is not None:
@@ -80,16 +83,63 @@ def commit_transaction_of(run: Run, works: Sequence[Work], session: ClientSessio
         raise
 
 
+async def commit_async_transaction_of(run: Run, work: Work) -> None:
+    """The same for one event whose transactional handlers are ``async def``, on the asynchronous client.
+
+    Raises:
+        As :func:`commit_transaction_of`.
+    """
+    db = run.runtime.async_db()
+    ledger = db[run.runtime.ledger.collection.name]
+    async with db.client.start_session() as session:
+        await session.start_transaction(read_concern=ReadConcern("snapshot"), write_concern=WriteConcern("majority"))
+        try:
+            await ledger.insert_one(ledger_document(run, work), session=session)
+            _must_be_held(run, work)
+            async with session.bind(end_session=False):
+                result = await run_async_transactional(run, work)
+            if result is not None:
+                await ledger.update_one({"_id": work.entry.key}, {"$set": {"result": result}}, session=session)
+            await _commit_async(session)
+        except BaseException:
+            if session.in_transaction:
+                with contextlib.suppress(PyMongoError):
+                    await session.abort_transaction()
+            raise
+
+
+async def _commit_async(session: AsyncClientSession) -> None:
+    give_up_at = time.monotonic() + COMMIT_RETRY_S
+    while True:
+        try:
+            await session.commit_transaction()
+        except PyMongoError as error:
+            _judge_commit(error, give_up_at)
+            await asyncio.sleep(COMMIT_PAUSE_S)
+        else:
+            return
+
+
+def _must_be_held(run: Run, work: Work) -> None:
+    if run.runtime.renewal.lost(run.claim_id, work.entry.key):
+        raise ClaimLost(work.entry.key)
+
+
 def _commit(session: ClientSession) -> None:
     give_up_at = time.monotonic() + COMMIT_RETRY_S
     while True:
         try:
             session.commit_transaction()
         except PyMongoError as error:
-            if not error.has_error_label("UnknownTransactionCommitResult"):
-                raise
-            if time.monotonic() > give_up_at:
-                raise CommitLost(str(error)) from error
-            time.sleep(0.05)
+            _judge_commit(error, give_up_at)
+            time.sleep(COMMIT_PAUSE_S)
         else:
             return
+
+
+def _judge_commit(error: PyMongoError, give_up_at: float) -> None:
+    """Return when the commit is to be repeated: its answer was lost, and there is time."""
+    if not error.has_error_label("UnknownTransactionCommitResult"):
+        raise error
+    if time.monotonic() > give_up_at:
+        raise CommitLost(str(error)) from error

@@ -126,9 +126,7 @@ class ClaimStore:
         memory_fraction: above this share of ``maxmemory``, finished keys are deleted instead of remembered.
     """
 
-    def __init__(
-        self, client: Client, deployment: str, *, px_ms: int, done_ttl_ms: int, memory_fraction: float = 0.75
-    ) -> None:
+    def __init__(self, client: Client, deployment: str, *, px_ms: int, done_ttl_ms: int, memory_fraction: float = 0.75) -> None:
         self._client = client
         self.deployment = deployment
         self._prefix = f"dedup:{{{deployment}}}:"
@@ -235,7 +233,7 @@ class ClaimStore:
         """Whether Redis is above the memory mark; asked at most every 5 seconds."""
         if time.monotonic() - self._memory_checked_at > 5:
             with translated():
-                info = cast(dict[str, Any], self._client.info("memory"))
+                info = self._client.info("memory")
             limit = int(info.get("maxmemory", 0))
             self._memory_short = bool(limit) and int(info["used_memory"]) > limit * self._memory_fraction
             self._memory_checked_at = time.monotonic()

@@ -59,10 +59,7 @@ class Problem(msgspec.Struct, frozen=True):
     error: dict[str, str] | None = None
 
 
-_STATE = {
-    name: 1
-    for name in ("key", "digest", "state", "attempts", "starts", "due_at", "first_failed_at", "accepted_at", "batch")
-}
+_STATE = dict.fromkeys(("key", "digest", "state", "attempts", "starts", "due_at", "first_failed_at", "accepted_at", "batch"), 1)
 
 
 class Failures:
@@ -140,9 +137,7 @@ class Failures:
                 {"$inc": {"starts": -1}, "$set": {"due_at": utc_now(), "sent_until": None}},
             )
 
-    def _advance(
-        self, entry: Entry, origin: "Origin", fields: Document, counts: dict[str, int], default_reason: str | None = None
-    ) -> bool:
+    def _advance(self, entry: Entry, origin: "Origin", fields: Document, counts: dict[str, int], default_reason: str | None = None) -> bool:
         now = utc_now()
         on_insert = _identity(entry, origin, now)
         if default_reason is not None:

@@ -74,9 +74,7 @@ class Inbox:
     def entries_of(self, batch_ids: Sequence[str]) -> dict[str, list[tuple[str, str, str]]]:
         """``(key, digest, type)`` of each event of the named batches, without bodies."""
         with translated("reading batches"):
-            found = self._collection.find(
-                {"_id": {"$in": list(batch_ids)}}, {"events.key": 1, "events.digest": 1, "events.type": 1}
-            )
+            found = self._collection.find({"_id": {"$in": list(batch_ids)}}, {"events.key": 1, "events.digest": 1, "events.type": 1})
             return {d["_id"]: [(e["key"], e["digest"], e["type"]) for e in d["events"]] for d in found}
 
     def heads(self, limit: int) -> list[Document]:
@@ -89,8 +87,7 @@ class Inbox:
         """Note that batches were sent, as ``(batch id, seq)``; those that are finished meanwhile are passed over."""
         at = at or utc_now()
         updates = [
-            UpdateOne({"_id": batch_id}, {"$set": {"forwarded_at": at, "seq": seq}, "$inc": {"forwards": 1}})
-            for batch_id, seq in sent
+            UpdateOne({"_id": batch_id}, {"$set": {"forwarded_at": at, "seq": seq}, "$inc": {"forwards": 1}}) for batch_id, seq in sent
         ]
         if updates:
             with translated("noting forwarded batches"):

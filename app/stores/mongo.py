@@ -11,7 +11,8 @@ from typing import Any
 
 from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
-from pymongo import MongoClient
+from pymongo import AsyncMongoClient, MongoClient
+from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.collection import Collection
 from pymongo.database import Database
 from pymongo.errors import (
@@ -47,22 +48,33 @@ def connect(settings: Settings, *, role: str) -> Database[Document]:
         settings: names the server, the database and the time-out.
         role: shown as the connection's ``appName`` in MongoDB's log.
     """
-    client: MongoClient[Document] = MongoClient(
-        settings.mongo_url,
-        appname=f"dedup-{role}",
-        tz_aware=True,
-        uuidRepresentation="standard",
-        serverSelectionTimeoutMS=settings.mongo_timeout_ms,
-        connectTimeoutMS=settings.mongo_timeout_ms,
-        timeoutMS=settings.mongo_timeout_ms,
-        retryWrites=True,
-    )
-    return client.get_database(
-        database_of(settings.mongo_url),
-        read_concern=ReadConcern("majority"),
-        read_preference=ReadPreference.PRIMARY,
-        write_concern=WriteConcern("majority"),
-    )
+    client: MongoClient[Document] = MongoClient(settings.mongo_url, **_options(settings, role))
+    return client.get_database(database_of(settings.mongo_url), **_AT_MAJORITY)
+
+
+def connect_async(settings: Settings, *, role: str) -> AsyncDatabase[Document]:
+    """The same for ``async def`` handlers; to be used on one event loop."""
+    client: AsyncMongoClient[Document] = AsyncMongoClient(settings.mongo_url, **_options(settings, role))
+    return client.get_database(database_of(settings.mongo_url), **_AT_MAJORITY)
+
+
+_AT_MAJORITY: dict[str, Any] = {
+    "read_concern": ReadConcern("majority"),
+    "read_preference": ReadPreference.PRIMARY,
+    "write_concern": WriteConcern("majority"),
+}
+
+
+def _options(settings: Settings, role: str) -> dict[str, Any]:
+    return {
+        "appname": f"dedup-{role}",
+        "tz_aware": True,
+        "uuidRepresentation": "standard",
+        "serverSelectionTimeoutMS": settings.mongo_timeout_ms,
+        "connectTimeoutMS": settings.mongo_timeout_ms,
+        "timeoutMS": settings.mongo_timeout_ms,
+        "retryWrites": True,
+    }
 
 
 def unacknowledged_by_majority(collection: Collection[Document]) -> Collection[Document]:
