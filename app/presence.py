@@ -5,6 +5,7 @@ Keyspace in Redis:
 | key | type | lifetime | meaning |
 |---|---|---|---|
 | ``dedup:{deployment}:=nodes`` | hash: node name -> JSON of :class:`Beat` | the listener's retirement | last heartbeat of each worker node |
+| ``dedup:{deployment}:=sweeper`` | string | for ever | when a sweep last succeeded, in ms of Redis' clock |
 
 (No event key begins with ``=``.) MongoDB ``listeners``: ``{_id: name, v, first_seen_at, last_seen_at}``: the names must
 survive Redis. Instants are Redis' clock, so that hosts need not agree on theirs. Losing the hash is healed by the next
@@ -72,6 +73,7 @@ class Presence:
     def __init__(self, client: Client, deployment: str) -> None:
         self._client = client
         self._key = f"dedup:{{{deployment}}}:=nodes"
+        self._sweeper_key = f"dedup:{{{deployment}}}:=sweeper"
 
     def beat(self, beat: Beat) -> None:
         """Say that a node lives.
@@ -121,6 +123,25 @@ class Presence:
                 self._client.hdel(self._key, *gone)
         left = {beat.listener for field, beat in beats.items() if field not in gone}
         return sorted({beats[field].listener for field in gone} - left)
+
+    def note_sweep(self) -> None:
+        """Say that a sweep has succeeded.
+
+        Raises:
+            ClaimsUnavailable: Redis is away.
+        """
+        with translated():
+            self._client.set(self._sweeper_key, self.now_ms())
+
+    def swept_before_ms(self) -> int | None:
+        """How long ago a sweep last succeeded, or None when Redis knows of none.
+
+        Raises:
+            ClaimsUnavailable: Redis is away.
+        """
+        with translated():
+            found = cast(bytes | None, self._client.get(self._sweeper_key))
+            return None if found is None else max(0, self.now_ms() - int(found))
 
 
 def remember_listener(db: Database[Document], name: str) -> None:

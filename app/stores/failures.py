@@ -143,7 +143,7 @@ class Failures:
         if default_reason is not None:
             on_insert["reason"] = default_reason
         update = {
-            "$set": {**fields, "updated_at": now, "token": origin.token, "listener": origin.listener},
+            "$set": {**fields, "sent_until": None, "updated_at": now, "token": origin.token, "listener": origin.listener},
             "$inc": counts,
             "$setOnInsert": on_insert,
         }
@@ -201,6 +201,12 @@ class Failures:
                 {"_id": {"$in": [failure_id(k, d) for k, d in pairs]}, "state": "retrying"},
                 {"$set": {"sent_until": utc_now() + timedelta(milliseconds=by_ms)}},
             )
+
+    def scan(self, after: str, limit: int) -> list[tuple[str, str]]:
+        """``(key, digest)`` of failures in any state, in the order of their ids, from behind the id ``after``."""
+        with translated("looking through failures"):
+            found = self.collection.find({"_id": {"$gt": after}}, {"key": 1, "digest": 1}).sort("_id", ASCENDING).limit(limit)
+            return [(document["key"], document["digest"]) for document in found]
 
     def remove(self, pairs: Sequence[tuple[str, str]]) -> int:
         """Remove failures that the ledger refutes: their (key, digest) is committed. Returns how many were there."""

@@ -6,9 +6,9 @@
 | ``v`` | int | version of this form |
 | ``accepted_at`` | date | when a door took it |
 | ``door`` | str | ``http``, ``socketio``, … |
-| ``seq`` | long or null | order of forwarding |
+| ``seq`` | long or null | its place in the order of fan-out; null before it was sent; 0 once its last copy went to the recovery queue |
 | ``forwarded_at`` | date or null | last time it was sent to listeners |
-| ``forwards`` | int | how often it was sent |
+| ``forwards`` | int | how often it was sent, by fan-out or to the recovery queue |
 | ``events`` | array, 1..500 | ``{key, digest, type, body}`` |
 
 Guarantees: when :meth:`Inbox.write` returns, every batch is acknowledged by a majority. A batch is removed only by callers
