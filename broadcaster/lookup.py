@@ -1,0 +1,58 @@
+"""Where an event is: in the ledger, in ``failures``, or waiting in the inbox.
+
+An event moves from the inbox to the ledger or to ``failures``, never back, so what was seen nowhere is looked for once more in the
+ledger before it is called unknown.
+"""
+
+from typing import Any
+
+from pymongo.database import Database
+
+from app.stores.failures import Failures
+from app.stores.inbox import Inbox
+from app.stores.ledger import Ledger
+from app.stores.mongo import Document
+from broadcaster.answers import event_view
+
+
+def find_event(db: Database[Document], key: str) -> dict[str, Any] | None:
+    """The story of a key as ``GET /events/{key}`` tells it, or None; blocks.
+
+    Returns:
+        ``key``; ``state``: ``processed``, ``waiting``, or a state of ``failures``; ``event``: the ledger's document or None;
+        ``failures``: oldest first; ``inbox``: the batches where it waits.
+
+    Raises:
+        StoreUnavailable: MongoDB is away.
+    """
+    ledger = Ledger(db)
+    committed = ledger.get(key)
+    failures = Failures(db).of_key(key)
+    # Searching the inbox reads all of it: only for what is nowhere else.
+    waiting = [] if committed or failures else Inbox(db).find_event(key)
+    if not (committed or failures or waiting):
+        committed = ledger.get(key)
+    if committed:
+        state = "processed"
+    elif failures:
+        state = str(failures[-1]["state"])
+    elif waiting:
+        state = "waiting"
+    else:
+        return None
+    return {
+        "key": key,
+        "state": state,
+        "event": event_view(committed) if committed else None,
+        "failures": [event_view(f) for f in failures],
+        "inbox": waiting,
+    }
+
+
+def recent_events(db: Database[Document], *, type: str | None, listener: str | None, limit: int) -> list[dict[str, Any]]:
+    """The newest events of the ledger, newest first; blocks.
+
+    Raises:
+        StoreUnavailable: MongoDB is away, or a rare type was not found in time.
+    """
+    return [event_view(document) for document in Ledger(db).recent(type=type, listener=listener, limit=limit)]

@@ -1,0 +1,192 @@
+"""The broadcaster's parts put together, and the server that runs them.
+
+Start: the port is taken before anything else, so that a second broadcaster says so at once. MongoDB and Redis may be away: the
+server starts, says 503, and recovers by itself.
+End (SIGTERM, SIGINT, SIGHUP): no new connections, goodbye to Socket.IO clients, the requests under way are answered, the write under way
+ends; all within ``END_S``, or the process is cut off, which harms nothing that was acknowledged.
+"""
+
+import asyncio
+import errno
+import os
+import signal
+import socket
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import FrameType
+
+import socketio
+import structlog
+import uvicorn
+from fastapi import FastAPI
+
+from app import __version__
+from app.errors import ServerStartError, SettingsError
+from app.events.parsing import EventParser
+from app.events.policies import Policies
+from app.settings import Settings
+from app.stores.inbox import Inbox
+from app.stores.mongo import connect
+from broadcaster import problems
+from broadcaster.doors import Doors
+from broadcaster.emitter import Emitter
+from broadcaster.guard import Guard
+from broadcaster.ingress import Ingress, Stored
+from broadcaster.reads import Reads
+from broadcaster.sockets import MAX_CLIENT_PACKET, Asgi, CutStalledClients, SocketServer
+from broadcaster.stats import Accepted, Report
+from broadcaster.watch import InboxWatch
+
+END_S = 9.5
+ANSWER_S = 6.5
+"""Of these, for the requests under way."""
+KEEP_ALIVE_S = 65
+BACKLOG = 1_024
+
+log = structlog.get_logger(__name__)
+
+
+class Broadcaster:
+    """One broadcaster: doors, ingress, emitter, and the ASGI application ``asgi`` that serves them."""
+
+    def __init__(self, settings: Settings, policies: Policies) -> None:
+        if settings.token == "" and not settings.loopback:
+            raise SettingsError(f"set DEDUP_TOKEN: outside loopback ({settings.host}) the broadcaster's doors need a bearer token")
+        self._db = connect(settings, role="broadcaster")
+        self._accepted = Accepted()
+        self.sockets = SocketServer()
+        self._emitter = Emitter(self.sockets, token=settings.token)
+        self.ingress = Ingress(
+            Inbox(self._db).write,
+            max_events=settings.max_batch_events,
+            repeat_for_s=settings.mongo_timeout_ms / 1000,
+            on_stored=self._stored,
+        )
+        self._watch = InboxWatch(Inbox(self._db), self.ingress, settings)
+        self._doors = Doors(self.ingress, EventParser(policies, settings), settings)
+        report = Report(self._db, settings, self._accepted, self._emitter, self._watch)
+        api = FastAPI(title="broadcaster", version=__version__, docs_url=None, redoc_url=None, lifespan=self._life)
+        api.include_router(self._doors.router())
+        api.include_router(Reads(self._db, report, self.ingress).router())
+        problems.install(api)
+        self.asgi: Asgi = CutStalledClients(Guard(socketio.ASGIApp(self.sockets, other_asgi_app=api), token=settings.token))
+
+    def _stored(self, batches: list[Stored]) -> None:
+        self._accepted.count(batches)
+        self._emitter.push(batches)
+        for batch in batches:
+            log.debug("batch.accepted", batch=batch.batch, events=len(batch.events), door=batch.door)
+
+    @asynccontextmanager
+    async def _life(self, _api: FastAPI) -> AsyncIterator[None]:
+        self._emitter.start()
+        watch = asyncio.create_task(self._watch.run())
+        try:
+            yield
+        finally:
+            await self.ingress.close()
+            watch.cancel()
+            await asyncio.wait([watch])
+            await self._emitter.stop()
+            self._doors.close()
+            self._db.client.close()
+
+
+class Server(uvicorn.Server):
+    """uvicorn, with a goodbye to Socket.IO clients and an end that comes in time."""
+
+    def __init__(self, broadcaster: Broadcaster, listening: socket.socket, settings: Settings) -> None:
+        super().__init__(
+            uvicorn.Config(
+                broadcaster.asgi,
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                backlog=BACKLOG,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=int(ANSWER_S),
+                ws_max_size=MAX_CLIENT_PACKET,
+                ws_per_message_deflate=False,
+            )
+        )
+        self._broadcaster = broadcaster
+        self._listening = listening
+        self._url = url_of(listening, settings.host)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to serve, and say where."""
+        await super().startup(sockets)
+        if self.started:
+            log.info("broadcaster.ready", url=self._url)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop accepting, answer what is under way, leave."""
+        log.info("broadcaster.stopping")
+        for server in self.servers:
+            server.close()
+        await self._broadcaster.sockets.hang_up()
+        await super().shutdown(sockets)
+        log.info("broadcaster.stopped")
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal asks to end: begin, and see to it that the end comes."""
+        if not self.should_exit:
+            timer = threading.Timer(END_S, os._exit, (1,))
+            timer.daemon = True
+            timer.start()
+        super().handle_exit(sig, frame)
+
+    def serve_until_signal(self) -> None:
+        """Run until SIGTERM, SIGINT or SIGHUP."""
+        for sig in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(sig, _ignore)  # uvicorn raises the signal again once it has ended in order
+        if hasattr(signal, "SIGHUP"):
+            signal.signal(signal.SIGHUP, self.handle_exit)
+        self.run(sockets=[self._listening])
+
+
+def _ignore(_sig: int, _frame: FrameType | None) -> None:
+    return None
+
+
+def listen(settings: Settings) -> socket.socket:
+    """Take the port.
+
+    Raises:
+        ServerStartError: it is taken, or may not be had; the text names the remedy.
+    """
+    where = f"{settings.host}:{settings.port}"
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ServerStartError(
+            f"the broadcaster cannot listen on {where} ({error.strerror}): set DEDUP_HOST to an address of this machine"
+        ) from error
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(BACKLOG)
+    except OSError as error:
+        listening.close()
+        if error.errno == errno.EADDRINUSE:
+            raise ServerStartError(
+                f"port {settings.port} is taken: stop what listens on {where}, or set DEDUP_PORT to another port (0 for any)"
+            ) from error
+        if error.errno == errno.EACCES:
+            raise ServerStartError(
+                f"port {settings.port} needs more rights than this user has: set DEDUP_PORT to a port above 1023"
+            ) from error
+        raise ServerStartError(f"the broadcaster cannot listen on {where} ({error.strerror}): set DEDUP_HOST and DEDUP_PORT") from error
+    return listening
+
+
+def url_of(listening: socket.socket, host: str) -> str:
+    """Where clients on this machine reach it."""
+    port = listening.getsockname()[1]
+    if host in ("0.0.0.0", "::", ""):
+        host = "127.0.0.1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

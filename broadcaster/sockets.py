@@ -1,0 +1,153 @@
+"""Socket.IO connections that cannot grow: a queue with an end for every client, and an end for clients that take nothing.
+
+Guarantees: per client at most ``MAX_QUEUED_BYTES`` or ``MAX_QUEUED_PACKETS`` wait, whatever it does; what does not fit is dropped for
+that client alone, and counted. A WebSocket that takes nothing for ``SEND_TIMEOUT_S`` is cut. No client waits for another.
+Not guaranteed: delivery. engine.io's own queue has no end, and its server waits for ever for a client that stopped reading.
+
+Source: engine.io protocol 4 (packet type 4 is a message), Socket.IO protocol 5 (``2`` event, then ``/namespace,`` unless it is
+the main one, then a JSON list): https://github.com/socketio/socket.io-protocol
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import engineio
+import socketio
+from engineio import packet as engine_packet
+
+MAX_QUEUED_BYTES = 4 * 1024 * 1024
+MAX_QUEUED_PACKETS = 1_000
+POLL_PACKETS = 15
+"""Packets of one poll: client libraries take more than 16 in one payload for an attack."""
+SEND_TIMEOUT_S = 15.0
+MAX_CLIENT_PACKET = 1_000_000
+"""Largest packet from a client, in bytes."""
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Asgi = Callable[[Message, Receive, Send], Awaitable[None]]
+
+
+class PacketQueue(asyncio.Queue[Any]):
+    """A client's outgoing packets, with the bytes they hold; gives at most ``POLL_PACKETS`` at a time."""
+
+    def _init(self, maxsize: int) -> None:
+        super()._init(maxsize)
+        self.bytes = 0
+        self._given = 0
+
+    def _put(self, item: Any) -> None:
+        self.bytes += _weight(item)
+        super()._put(item)
+
+    def _get(self) -> Any:
+        item = super()._get()
+        self.bytes -= _weight(item)
+        return item
+
+    async def get(self) -> Any:
+        """Wait for the first packet of a payload."""
+        while True:
+            self._given = 0
+            try:
+                return await super().get()
+            except asyncio.QueueEmpty:  # another poll of the same client filled its payload meanwhile
+                continue
+
+    def get_nowait(self) -> Any:
+        """One more packet, unless the payload is full."""
+        if self._given == POLL_PACKETS:
+            raise asyncio.QueueEmpty
+        item = super().get_nowait()
+        self._given += 1
+        return item
+
+    @property
+    def full_for_events(self) -> bool:
+        """Whether events are dropped; the protocol's own packets (ping, close) always fit."""
+        return self.bytes > MAX_QUEUED_BYTES or self.qsize() >= MAX_QUEUED_PACKETS
+
+
+def _weight(item: Any) -> int:
+    data = getattr(item, "data", None)
+    return len(data) if isinstance(data, str | bytes) else 0
+
+
+class _EngineServer(engineio.AsyncServer):  # type: ignore[misc]  # untyped library
+    def create_queue(self, *_args: Any, **_kwargs: Any) -> PacketQueue:
+        return PacketQueue()
+
+
+class SocketServer(socketio.AsyncServer):  # type: ignore[misc]  # untyped library
+    """A Socket.IO server with bounded clients."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            async_mode="asgi",
+            logger=logging.getLogger("socketio"),
+            engineio_logger=logging.getLogger("engineio"),
+            max_http_buffer_size=MAX_CLIENT_PACKET,
+            namespaces=["/", "/bridge"],
+        )
+
+    def _engineio_server_class(self) -> type[engineio.AsyncServer]:
+        return _EngineServer
+
+    def members(self, namespace: str) -> list[str]:
+        """Engine ids of the clients that have been let into a namespace."""
+        return [engine_id for sid, engine_id in self.manager.get_participants(namespace, None) if self.manager.is_connected(sid, namespace)]
+
+    def send_json(self, engine_ids: list[str], namespace: str, payload: bytes) -> int:
+        """Queue one event, encoded as ``["name", data]``, for several clients; returns for how many there was no room."""
+        prefix = "2" if namespace == "/" else f"2{namespace},"
+        packet = engine_packet.Packet(engine_packet.MESSAGE, data=prefix + payload.decode())
+        dropped = 0
+        for engine_id in engine_ids:
+            client = self.eio.sockets.get(engine_id)
+            if client is None or client.closed or client.closing:
+                continue
+            if client.queue.full_for_events:
+                dropped += 1
+            else:
+                client.queue.put_nowait(packet)
+        return dropped
+
+    async def hang_up(self) -> None:
+        """Say goodbye to every client, and end what waits for one."""
+        for client in list(self.eio.sockets.values()):
+            await client.close(wait=False, reason=self.eio.reason.SERVER_DISCONNECT)
+        await self.shutdown()
+
+
+class CutStalledClients:
+    """ASGI: cuts a WebSocket whose client takes nothing for ``SEND_TIMEOUT_S``."""
+
+    def __init__(self, app: Asgi, *, timeout_s: float = SEND_TIMEOUT_S) -> None:
+        self._app = app
+        self._timeout_s = timeout_s
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] != "websocket":
+            await self._app(scope, receive, send)
+            return
+        loop = asyncio.get_running_loop()
+
+        async def send_or_cut(message: Message) -> None:
+            timer = loop.call_later(self._timeout_s, _cut, send)
+            try:
+                await send(message)
+            finally:
+                timer.cancel()
+
+        await self._app(scope, receive, send_or_cut)
+
+
+def _cut(send: Send) -> None:
+    """Drop the connection under a ``send``: uvicorn's is a method of its protocol, and a close would wait to flush."""
+    transport = getattr(getattr(send, "__self__", None), "transport", None)
+    if transport is not None:
+        transport.abort()

@@ -1,0 +1,107 @@
+"""What the broadcaster knows about the stores without making anybody wait for them.
+
+:class:`Look` asks a store in a thread, once for all who want to know at the time, and nobody waits longer than they say.
+:class:`InboxWatch` looks at the inbox every second and closes ingress while it is at its limit.
+
+Guarantees: at most one thread per look hangs in a store that does not answer. Not guaranteed: that an answer is newer than
+``fresh_s``, and that the inbox never exceeds its limit by what comes in within a second.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Generic, TypeVar
+
+import structlog
+
+from app.errors import DedupError
+from app.settings import Settings
+from app.stores.inbox import Inbox
+from app.stores.records import utc_now
+from broadcaster.answers import age_s
+from broadcaster.ingress import Ingress
+
+INTERVAL_S = 1.0
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen(Generic[T]):
+    """What a look brought: a value, or why there is none."""
+
+    value: T | None = None
+    error: str = ""
+
+
+class Look(Generic[T]):
+    """A question to a store, asked at most once at a time.
+
+    Args:
+        ask: blocks; raises one of our errors when the store is away.
+        fresh_s: an answer serves for this long.
+    """
+
+    def __init__(self, ask: Callable[[], T], *, fresh_s: float) -> None:
+        self._ask = ask
+        self._fresh_s = fresh_s
+        self._asked_at = float("-inf")
+        self._task: asyncio.Task[Seen[T]] | None = None
+
+    async def get(self, *, wait_s: float) -> Seen[T]:
+        """The answer, or that there is none after ``wait_s``."""
+        loop = asyncio.get_running_loop()
+        if self._task is None or (self._task.done() and loop.time() - self._asked_at > self._fresh_s):
+            self._asked_at = loop.time()
+            self._task = loop.create_task(self._look())
+        await asyncio.wait([self._task], timeout=wait_s)
+        return self._task.result() if self._task.done() else Seen(error=f"no answer within {wait_s:g} s")
+
+    async def _look(self) -> Seen[T]:
+        try:
+            return Seen(value=await asyncio.to_thread(self._ask))
+        except DedupError as error:
+            return Seen(error=str(error))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InboxState:
+    """The inbox at one moment."""
+
+    batches: int
+    oldest_at: datetime | None
+
+
+class InboxWatch:
+    """Closes and opens ingress by the size and age of the inbox."""
+
+    def __init__(self, inbox: Inbox, ingress: Ingress, settings: Settings) -> None:
+        self._inbox = inbox
+        self._ingress = ingress
+        self._settings = settings
+        self.look = Look(self._state, fresh_s=0.0)
+        self.seen: Seen[InboxState] = Seen(error="not looked yet")
+
+    async def run(self) -> None:
+        """Look at the inbox until cancelled."""
+        while True:
+            self.seen = await self.look.get(wait_s=self._settings.mongo_timeout_ms / 1000)
+            if self.seen.value is not None:
+                self._judge(self.seen.value)
+            await asyncio.sleep(INTERVAL_S)
+
+    def _judge(self, state: InboxState) -> None:
+        reason = ""
+        oldest_s = 0.0 if state.oldest_at is None else age_s(state.oldest_at, utc_now())
+        if state.batches >= self._settings.inbox_max_batches:
+            reason = f"the inbox is full: {state.batches} batches wait, and {self._settings.inbox_max_batches} are the most"
+        elif oldest_s > self._settings.inbox_max_age_s:
+            reason = f"the inbox is stuck: its oldest batch waits for {oldest_s:.0f} s, and {self._settings.inbox_max_age_s} s are the most"
+        if bool(reason) != bool(self._ingress.full):
+            log.warning("inbox.full" if reason else "inbox.open", batches=state.batches, oldest_s=oldest_s)
+        self._ingress.full = reason
+
+    def _state(self) -> InboxState:
+        return InboxState(batches=self._inbox.size(), oldest_at=self._inbox.oldest_at())
