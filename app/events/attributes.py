@@ -32,7 +32,8 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]").search
 _RFC3339 = re.compile(
     r"(\d{4}-\d\d-\d\d)[Tt](?:[01]\d|2[0-3]):[0-5]\d:(?:[0-5]\d|60)(?:\.\d+)?(?:[Zz]|[+-](?:[01]\d|2[0-3]):[0-5]\d)", re.ASCII
 ).fullmatch
-_JSON_MEDIA = re.compile(r"application/json|text/json|[^/]+/[^/]+\+json").fullmatch
+_JSON_MEDIA = re.compile(r"(?:application|text)/(?:[^/]+\+)?json").fullmatch
+_TEXT_MEDIA = re.compile(r"text/.+|application/(?:[^/]+\+)?xml").fullmatch
 
 
 class Attributes(NamedTuple):
@@ -82,6 +83,9 @@ def read_cloudevent(item: dict[str, Any]) -> Attributes:
 def cloudevent_of_binary(headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
     """The JSON format of a CloudEvent that came in binary mode: attributes in ``ce-`` headers, the body as data.
 
+    The data is what the same event holds in structured mode, so that both have one digest: a JSON value for JSON media types
+    and without Content-Type, a string for UTF-8 text and XML, else bytes.
+
     Raises:
         InvalidEvent: a header or a JSON body is malformed.
     """
@@ -90,13 +94,20 @@ def cloudevent_of_binary(headers: Mapping[str, str], body: bytes) -> dict[str, A
     for name in ("data", "data_base64", "datacontenttype"):
         if name in item:
             raise InvalidEvent(f"ce-{name} is no header of CloudEvents", index=0, field=f"ce-{name}")
-    media = lower.get("content-type", "").strip()
-    if media:
-        item["datacontenttype"] = media
-    if body and _JSON_MEDIA(media.partition(";")[0].strip().lower()):
-        item["data"] = decode(body)
+    content_type = lower.get("content-type", "").strip()
+    if content_type:
+        item["datacontenttype"] = content_type
+    if not body:
         return item
-    return item | {"data_base64": b64encode(body).decode()} if body else item
+    media = content_type.partition(";")[0].strip().lower()
+    if not media or _JSON_MEDIA(media):
+        return item | {"data": decode(body)}
+    if _TEXT_MEDIA(media):
+        try:
+            return item | {"data": body.decode()}
+        except UnicodeDecodeError:
+            pass  # text in another encoding is bytes to us
+    return item | {"data_base64": b64encode(body).decode()}
 
 
 def check_text(value: object, name: str, limit: int | None = MAX_ATTRIBUTE_BYTES) -> str:

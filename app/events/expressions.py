@@ -7,6 +7,7 @@ the library's interpreter; the answers are the same.
 Source: https://jmespath.org/specification.html
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -35,7 +36,10 @@ def compile_expression(text: str) -> Expression:
             look at the event at all; the text is a predicate that follows the expression.
     """
     try:
-        compiled = jmespath.compile(text)
+        with warnings.catch_warnings(action="error", category=PendingDeprecationWarning):
+            compiled = jmespath.compile(text)
+    except PendingDeprecationWarning:
+        raise ValueError("has a literal that is not JSON: write text as 'text'") from None
     except JMESPathError as error:
         raise ValueError(f"is no JMESPath: {str(error).splitlines()[0].rstrip(':')}") from error
     except (ValueError, RecursionError) as error:

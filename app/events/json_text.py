@@ -8,6 +8,7 @@ or both, so producer and consumer could see two different events under one key.
 """
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -49,7 +50,7 @@ def _decode_leniently(text: bytes) -> Any:
         raise InvalidEvent("the body holds an integer of more than 64 bits") from None
 
 
-def refuse_double_names(text: bytes, written: bytes) -> None:
+def refuse_double_names(text: bytes, written: bytes, events: Callable[[Any], list[Any]]) -> None:
     """Refuse a JSON text with a name twice in one object.
 
     The decoder keeps the last one silently. But then the text holds more colons than its value written anew, which is found
@@ -58,6 +59,7 @@ def refuse_double_names(text: bytes, written: bytes) -> None:
     Args:
         text: the JSON text.
         written: its decoded value as ``compact`` writes it.
+        events: gives the events in a value of the text, for the place in the error.
 
     Raises:
         InvalidEvent: there is such a name; with the index of its event and the field's path.
@@ -65,7 +67,7 @@ def refuse_double_names(text: bytes, written: bytes) -> None:
     if b"\\u003" not in text and text.count(b":") == written.count(b":"):
         return
     read = json.loads(text, object_pairs_hook=_marked)
-    for index, item in enumerate(read if isinstance(read, list) else [read]):
+    for index, item in enumerate(events(read)):
         fault = find_fault(item, levels=MAX_LEVELS + 1)
         if fault is not None:
             field = fault.path.removeprefix(".")

@@ -60,15 +60,15 @@ class EventParser:
         if not isinstance(value, list if media == BATCH else dict if media == STRUCTURED else (dict, list)):
             shape = {PLAIN: "an object or an array of objects", STRUCTURED: "an object", BATCH: "an array of objects"}[media]
             raise InvalidEvent(f"a body of {media} must be {shape}")
-        items = value if isinstance(value, list) else [value]
+        items = _as_list(value)
         written = self._checked(items, idempotency_key)
-        refuse_double_names(body, written)
+        refuse_double_names(body, written, _as_list)
         return self._events(items, read_plain if media == PLAIN else read_cloudevent, idempotency_key)
 
     def binary(self, headers: Mapping[str, str], body: bytes, idempotency_key: str | None = None) -> list[Event]:
         """Read a CloudEvent in HTTP's binary mode (a request with a ``ce-specversion`` header).
 
-        Data of a JSON media type is a JSON value, any other data is bytes.
+        Data is a JSON value for JSON media types and without Content-Type, a string for UTF-8 text and XML, else bytes.
 
         Args:
             headers: names in any case.
@@ -81,8 +81,8 @@ class EventParser:
         self._check_size(body)
         items = [cloudevent_of_binary(headers, body)]
         self._checked(items, idempotency_key)
-        if "data" in items[0]:
-            refuse_double_names(body, compact(items[0]["data"]))
+        if isinstance(items[0].get("data"), dict | list):
+            refuse_double_names(body, compact(items[0]["data"]), lambda data: [{"data": data}])
         return self._events(items, read_cloudevent, idempotency_key)
 
     def values(self, items: Sequence[object], idempotency_key: str | None = None) -> list[Event]:
@@ -153,6 +153,10 @@ class EventParser:
             whole["data"] = data
         key, digest = self._policies.of(type_).identify(whole)
         return Event(key=key, digest=digest, type=type_, source=source, id=id_, time=time, data=data, extra=extra)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _read_any(item: dict[str, Any]) -> Attributes:
