@@ -138,7 +138,7 @@ class ManagedProcess:
         while True:
             code = self.returncode
             if code is not None or time.monotonic() > deadline:
-                raise self._failure(code, f"did not {what} within {timeout_s:g} s" if code is None else f"ended {_in_words(code)} on start")
+                raise self._failure(code, f"did not {what} within {timeout_s:g} s" if code is None else f"ended {in_words(code)} on start")
             if ready():
                 return
             time.sleep(_POLL_S)
@@ -209,7 +209,8 @@ def stop_in_order(processes: Sequence[ManagedProcess], *, deadline_s: float = 10
         process.terminate(deadline_s=deadline_s)
 
 
-def _in_words(code: int) -> str:
+def in_words(code: int) -> str:
+    """How a process ended, from its exit code: ``with exit code 1``, ``by SIGKILL``."""
     if code >= 0:
         return f"with exit code {code}"
     try:
