@@ -4,6 +4,7 @@ Quick handlers: the whole batch. Slow ones: as many events as take about ``slice
 batch of slow events is shared by all listeners. Each begins at its own place, which keeps them out of each other's way.
 """
 
+import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
@@ -25,17 +26,19 @@ class Pace:
         self._target_ms = target_ms
         self._ms: dict[str, float] = {}
 
-    def note(self, type: str, ms_per_event: float) -> None:
-        """Take a measurement into account."""
+    def note(self, type: str, ms: float, *, events: int, at_once: int = 1) -> None:
+        """Take into account that ``events`` of ``type``, ``at_once`` of them concurrently, took ``ms`` together."""
+        ms_per_event = ms / math.ceil(events / at_once)
         before = self._ms.get(type)
         self._ms[type] = ms_per_event if before is None else before + _SMOOTHING * (ms_per_event - before)
 
-    def events_per_slice(self, type: str) -> int:
-        """How many events of ``type`` take about the target time; at least 1."""
+    def events_per_slice(self, type: str, *, at_once: int = 1) -> int:
+        """How many events of ``type`` take about the target time; at least one round of ``at_once`` concurrent ones."""
         ms = self._ms.get(type)
         if ms is None:
-            return FIRST_SLICE
-        return max(1, min(MAX_SLICE, round(self._target_ms / max(ms, 0.001))))
+            return max(FIRST_SLICE, at_once)
+        rounds = max(1, round(self._target_ms / max(ms, 0.001)))
+        return min(MAX_SLICE, rounds * at_once)
 
 
 def rotated(items: Sequence[T], listener: str) -> list[T]:

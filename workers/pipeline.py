@@ -72,14 +72,21 @@ def _process_slice(run: Run, events: list[Key3]) -> None:
 
 
 def _slice_size(runtime: Runtime, kind: str) -> int:
-    return runtime.pace.events_per_slice(kind) if runtime.handlers.for_type(kind) else runtime.settings.max_batch_events
+    handlers = runtime.handlers.for_type(kind)
+    if not handlers:
+        return runtime.settings.max_batch_events
+    return runtime.pace.events_per_slice(kind, at_once=_at_once(runtime, kind))
+
+
+def _at_once(runtime: Runtime, kind: str) -> int:
+    return runtime.settings.async_limit if any(h.is_async for h in runtime.handlers.for_type(kind)) else 1
 
 
 def _note_pace(run: Run, events: list[Key3], works: int, started: float) -> None:
     if works:
-        ms_per_event = (time.monotonic() - started) * 1000 / works
+        ms = (time.monotonic() - started) * 1000
         for kind in {kind for _, _, kind in events}:
-            run.runtime.pace.note(kind, ms_per_event)
+            run.runtime.pace.note(kind, ms, events=works, at_once=_at_once(run.runtime, kind))
 
 
 def _remove_finished(run: Run) -> None:
