@@ -59,7 +59,7 @@ def check(run: Run, won: list[tuple[Entry, Answer]]) -> list[Work]:
                 conflicts.append((entry, committed.digest))
             continue
         own, other = _own_and_other(failures.get(entry.key, []), entry.digest)
-        if other is not None and (own is None or _order(other) < _order(own)):
+        if other is not None and (own is None or other.order < own.order):
             conflicts.append((entry, other.digest))
         elif own is not None and own.state != "retrying":
             run.confirm([(entry.key, entry.digest)])
@@ -97,10 +97,6 @@ def _own_and_other(found: list[Failure], digest: str) -> tuple[Failure | None, F
     own = next((f for f in found if f.digest == digest), None)
     other = next((f for f in found if f.digest != digest and f.state in BLOCKING), None)
     return own, other
-
-
-def _order(failure: Failure) -> tuple[object, str]:
-    return failure.first_failed_at, failure.digest
 
 
 def _is_stale(run: Run, entry: Entry) -> bool:

@@ -5,7 +5,8 @@ Guarantees, whatever fails between any two steps:
 * nothing is removed from the inbox but what a majority of MongoDB shows to be finished (G1);
 * what was claimed and not finished is given back, or its lease runs out.
 
-An outage of MongoDB or Redis ends the run: its events are *left*, nobody's attempt is counted, and the sweeper sends them again.
+Events of paused types are *left* in the inbox, unclaimed. An outage of MongoDB or Redis ends the run: what is unfinished is
+left too, nobody's attempt is counted, and the sweeper sends it again.
 """
 
 import time
@@ -35,7 +36,8 @@ def process(runtime: Runtime, delivery: Delivery) -> Tally:
         events = rotated(events, runtime.listener)
     try:
         note_ended_starts(runtime)
-        for part in slices(events, lambda event: _slice_size(runtime, event[2])):
+        paused = runtime.pauses.paused()
+        for part in slices([event for event in events if event[2] not in paused], lambda event: _slice_size(runtime, event[2])):
             _process_slice(run, part)
         _remove_finished(run)
     except TransientError as error:

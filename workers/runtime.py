@@ -18,6 +18,7 @@ from app.stores.failures import Failures
 from app.stores.inbox import Inbox
 from app.stores.ledger import Ledger
 from app.stores.mongo import Document
+from app.stores.pauses import Pauses
 from workers.handlers import Registry, registry
 from workers.loop import LoopThread
 from workers.pace import Pace
@@ -40,6 +41,7 @@ class Runtime:
     inbox: Inbox
     ledger: Ledger
     failures: Failures
+    pauses: Pauses
     policies: Policies
     handlers: Registry
     renewal: Renewal
@@ -72,6 +74,7 @@ class Runtime:
             inbox=Inbox(db),
             ledger=Ledger(db),
             failures=Failures(db),
+            pauses=Pauses(db),
             policies=Policies.load(settings.policies, settings),
             handlers=handlers,
             renewal=Renewal(settings.renew_ms, hang_grace_s=settings.lease_ms / 1000, on_hang=kill_this_process if in_pool else None),

@@ -10,6 +10,7 @@
 | ``due_at`` | date | state ``retrying``: when to try again |
 | ``sent_until`` | date | the sweeper has sent it, and waits this long before it sends it again |
 | ``reason``, ``error`` | str, document | why; ``{type, message, traceback}`` |
+| ``preferred`` | bool | an operator chose this content among those of its key |
 | ``other_digest`` | str | state ``conflict``: the digest that holds the key |
 | ``token`` | long | fencing token of the last writer; an older writer changes nothing |
 | ``batch, accepted_at, first_failed_at, updated_at, listener`` | | where it came from, when, by whom |
@@ -50,6 +51,12 @@ class Failure(msgspec.Struct, frozen=True):
     first_failed_at: datetime
     accepted_at: datetime
     batch: str | None = None
+    preferred: bool = False
+
+    @property
+    def order(self) -> tuple[bool, datetime, str]:
+        """Which of several contents of a key comes first: the one an operator chose, else the one that failed first."""
+        return not self.preferred, self.first_failed_at, self.digest
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -59,7 +66,9 @@ class Problem(msgspec.Struct, frozen=True):
     error: dict[str, str] | None = None
 
 
-_STATE = dict.fromkeys(("key", "digest", "state", "attempts", "starts", "due_at", "first_failed_at", "accepted_at", "batch"), 1)
+_STATE = dict.fromkeys(
+    ("key", "digest", "state", "attempts", "starts", "due_at", "first_failed_at", "accepted_at", "batch", "preferred"), 1
+)
 
 
 class Failures:
@@ -76,12 +85,12 @@ class Failures:
             self.collection.create_index([("state", ASCENDING), ("due_at", ASCENDING)], name="due")
 
     def of_keys(self, keys: Sequence[str]) -> dict[str, list[Failure]]:
-        """Failures by key, oldest first, by majority read."""
+        """Failures by key, in their order, by majority read."""
         with translated("reading failures"):
             found = list(self.collection.find({"key": {"$in": list(keys)}}, _STATE))
         by_key: dict[str, list[Failure]] = {}
-        for document in sorted(found, key=lambda d: (d["first_failed_at"], d["digest"])):
-            by_key.setdefault(document["key"], []).append(_failure(document))
+        for failure in sorted((_failure(document) for document in found), key=lambda f: f.order):
+            by_key.setdefault(failure.key, []).append(failure)
         return by_key
 
     def fetch(self, pairs: Iterable[tuple[str, str]]) -> dict[str, tuple[Entry, Failure]]:
@@ -264,4 +273,5 @@ def _failure(document: Any) -> Failure:
         first_failed_at=document["first_failed_at"],
         accepted_at=document["accepted_at"],
         batch=document.get("batch"),
+        preferred=document.get("preferred", False),
     )

@@ -1,0 +1,162 @@
+"""What operators decide about failures: inserts and compare-and-sets on the ledger, never deletes.
+
+So a late duplicate, or a listener that commits at the same moment, meets the decision at the ledger's unique key, and an
+operator whose decision came second is told so. In every function ``key`` and ``digest`` name one failure.
+
+| decision | of | the ledger | the failure |
+|---|---|---|---|
+| retry | ``retrying``, ``dead``, ``stale``, ``malformed``, ``conflict`` without a commit | | ``retrying``, due now, counts at 0 |
+| discard | any | a tombstone (``discarded: true``) where nothing is committed; else the digest joins ``rejected`` | removed |
+| keep old | ``conflict`` | the digest joins ``rejected`` | removed |
+| accept new | ``conflict`` | the body is exchanged, the old digest joins ``superseded`` | removed |
+
+Accepting new content exchanges what the ledger shows. It does not run handlers again: what the old content did stands.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from bson.raw_bson import RawBSONDocument
+from pymongo.database import Database
+from pymongo.errors import DuplicateKeyError
+
+from app.errors import PermanentError
+from app.naming import MESSAGE_VERSION
+from app.stores.failures import Failures, failure_id
+from app.stores.ledger import Ledger
+from app.stores.mongo import RAW, Document, translated
+from app.stores.records import utc_now
+
+OPERATOR = "operator"
+"""Stands as listener in ledger documents that a decision made."""
+
+
+class DecisionRefused(PermanentError):
+    """The decision does not fit what MongoDB holds now; the sentence says what that is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decisions:
+    """Decisions on the failures of one deployment. Every write is at majority and safe to repeat."""
+
+    db: Database[Document]
+    ledger: Ledger
+    failures: Failures
+
+    @classmethod
+    def on(cls, db: Database[Document]) -> "Decisions":
+        """For this database."""
+        return cls(db=db, ledger=Ledger(db), failures=Failures(db))
+
+    def by_name(self) -> dict[str, Callable[[str, str], str]]:
+        """The decisions by the names under which tools offer them."""
+        return {"retry": self.retry, "discard": self.discard, "accept-new": self.accept_new, "keep-old": self.keep_old}
+
+    def retry(self, key: str, digest: str) -> str:
+        """Try a failed event again, as if for the first time.
+
+        Returns:
+            What was done, in a few words.
+
+        Raises:
+            DecisionRefused: there is no such failure, or the key is committed.
+            StoreUnavailable: MongoDB is away.
+        """
+        self._must_exist(key, digest)
+        committed = self.ledger.find([key]).get(key)
+        if committed is not None:
+            if digest in committed.digests:
+                self.failures.remove([(key, digest)])
+                return "it has been processed meanwhile"
+            raise DecisionRefused(f"{key} is committed with other content: decide with accept-new, keep-old or discard")
+        now = utc_now()
+        again = {"state": "retrying", "attempts": 0, "starts": 0, "due_at": now, "sent_until": None, "updated_at": now}
+        me = failure_id(key, digest)
+        with translated("retrying a failure"):
+            self.failures.collection.update_many({"key": key, "_id": {"$ne": me}}, {"$unset": {"preferred": ""}})
+            self.failures.collection.update_one({"_id": me}, {"$set": again | {"preferred": True}})
+        return "will be tried again"
+
+    def discard(self, key: str, digest: str) -> str:
+        """Give an event up for good. Where nothing is committed, a tombstone in the ledger keeps later copies out."""
+        failure = self._must_exist(key, digest)
+        tombstone = self._document(failure) | {"discarded": True}
+        with translated("discarding an event"):
+            try:
+                self.ledger.collection.insert_one(tombstone)
+            except DuplicateKeyError:
+                return self._refuse_content(key, digest)
+        self.failures.remove([(key, digest)])
+        return "discarded"
+
+    def keep_old(self, key: str, digest: str) -> str:
+        """Let the committed content stand, and refuse this one whenever it comes again."""
+        self._must_be_conflict(key, digest)
+        if self.ledger.find([key]).get(key) is None:
+            raise DecisionRefused(f"nothing is committed for {key} yet: wait until it is, or discard or retry this content")
+        return self._refuse_content(key, digest)
+
+    def accept_new(self, key: str, digest: str) -> str:
+        """Let this content stand in place of the committed one; the old digest is kept as superseded."""
+        failure = self._must_be_conflict(key, digest)
+        committed = self.ledger.find([key]).get(key)
+        if committed is None:
+            raise DecisionRefused(f"nothing is committed for {key} yet: retry this content, or wait for the other one")
+        if digest == committed.digest:
+            self.failures.remove([(key, digest)])
+            return "it stands already"
+        with translated("accepting new content"):
+            changed = self.ledger.collection.update_one(
+                {"_id": key, "digest": committed.digest},
+                {
+                    "$set": {"digest": digest, "body": failure["body"], "type": failure["type"], "decided_at": utc_now()},
+                    "$addToSet": {"superseded": committed.digest},
+                    "$pull": {"rejected": digest},
+                },
+            ).modified_count
+        if not changed:
+            raise DecisionRefused(f"{key} was changed by somebody else at this moment: look at it again")
+        self.failures.remove([(key, digest)])
+        return "accepted in place of the old content"
+
+    def _refuse_content(self, key: str, digest: str) -> str:
+        committed = self.ledger.find([key]).get(key)
+        if committed is not None and committed.digest == digest:
+            self.failures.remove([(key, digest)])
+            raise DecisionRefused(f"a commit came first: {key} has been processed with this very content by {committed.listener}")
+        if not self.ledger.reject(key, digest):
+            raise DecisionRefused(f"{key} has left the ledger at this moment: decide again")
+        self.failures.remove([(key, digest)])
+        return "refused; the committed content stands"
+
+    def _must_exist(self, key: str, digest: str) -> Any:
+        raw = self.failures.collection.with_options(codec_options=RAW)
+        with translated("reading a failure"):
+            found: RawBSONDocument | None = raw.find_one({"_id": failure_id(key, digest)})
+        if found is None:
+            raise DecisionRefused(f"there is no failure of {key} with digest {digest}")
+        return found
+
+    def _must_be_conflict(self, key: str, digest: str) -> Any:
+        failure = self._must_exist(key, digest)
+        if failure["state"] != "conflict":
+            raise DecisionRefused(f"{key} is {failure['state']}, not in conflict: retry or discard it")
+        return failure
+
+    @staticmethod
+    def _document(failure: Any) -> Document:
+        return {
+            "_id": failure["key"],
+            "v": MESSAGE_VERSION,
+            "digest": failure["digest"],
+            "type": failure["type"],
+            "body": failure["body"],
+            "listener": OPERATOR,
+            "claim_id": OPERATOR,
+            "token": 0,
+            "attempt": failure["attempts"],
+            "batch": failure["batch"],
+            "accepted_at": failure["accepted_at"],
+            "processed_at": utc_now(),
+        }

@@ -1,0 +1,60 @@
+"""Paused event types: they stay in the inbox until they are resumed.
+
+| collection | ``_id`` | fields |
+|---|---|---|
+| ``meta`` | ``paused`` | ``types``: array of event types, ``v`` |
+
+A pause is seen within :data:`REFRESH_S` by listeners and sweeper; what is being handled goes on to its end.
+"""
+
+import time
+from collections.abc import Callable
+
+from pymongo.database import Database
+
+from app.naming import MESSAGE_VERSION
+from app.stores.mongo import Document, translated
+
+REFRESH_S = 1.0
+"""How old a listener's knowledge of pauses may be."""
+
+
+class Pauses:
+    """Which types are paused. Thread-safe.
+
+    Args:
+        db: the deployment's database.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, db: Database[Document], clock: Callable[[], float] = time.monotonic) -> None:
+        self._meta = db["meta"]
+        self._clock = clock
+        self._known: frozenset[str] = frozenset()
+        self._known_at = float("-inf")
+
+    def paused(self) -> frozenset[str]:
+        """The paused types, as of at most :data:`REFRESH_S` ago.
+
+        Raises:
+            StoreUnavailable: MongoDB is away.
+        """
+        if self._clock() - self._known_at > REFRESH_S:
+            with translated("reading paused types"):
+                found = self._meta.find_one({"_id": "paused"})
+            self._known = frozenset(found["types"]) if found else frozenset()
+            self._known_at = self._clock()
+        return self._known
+
+    def pause(self, type: str) -> None:
+        """Park events of ``type`` in the inbox; safe to repeat."""
+        with translated("pausing a type"):
+            self._meta.update_one({"_id": "paused"}, {"$addToSet": {"types": type}, "$set": {"v": MESSAGE_VERSION}}, upsert=True)
+        self._known_at = float("-inf")
+
+    def resume(self, type: str) -> bool:
+        """Let events of ``type`` go on; False when it was not paused."""
+        with translated("resuming a type"):
+            changed = self._meta.update_one({"_id": "paused"}, {"$pull": {"types": type}}).modified_count == 1
+        self._known_at = float("-inf")
+        return changed
