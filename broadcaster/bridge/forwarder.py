@@ -1,0 +1,130 @@
+"""Fan-out: each announced batch becomes one task per live listener, on that listener's queue, under an id of its own.
+
+Guarantees: nothing is sent to a listener that is not alive, nor to a queue that is known to be above its high-water mark; a batch
+is noted as forwarded only after the broker took its copies. Not guaranteed: that a batch is forwarded. What cannot be sent
+now is given up here, stays in the inbox, and is found by the sweeper.
+"""
+
+import random
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import structlog
+
+from app.errors import TransientError
+from app.messages import delivery
+from app.naming import queue_of, task_id
+from app.stores.inbox import Inbox
+from broadcaster.bridge.flow import Gates, Order
+from broadcaster.bridge.intake import Announcement, Intake
+from broadcaster.bridge.outage import Outage
+from broadcaster.bridge.watch import Watch
+from broadcaster.sending import BrokerUnavailable, Outgoing, Sender
+
+log: Any = structlog.get_logger()
+
+EVENTS_PER_ROUND = 5_000
+"""So many events are sent in one go; with three listeners that is a megabyte or two."""
+_IDLE_S = 0.25
+_DEPTHS_EVERY_S = 0.25
+_UNNOTED_MAX = 10_000
+_BACKOFF_MAX_S = 2.0
+
+
+class Forwarder:
+    """Takes from the intake and sends. For one thread.
+
+    Args:
+        intake: what was announced.
+        watch: who lives, and whether this bridge is the active one.
+        sender: of this thread's own.
+        inbox: where forwarding is noted.
+        high_water: mark of the listeners' queues, in deliveries.
+    """
+
+    def __init__(self, intake: Intake, watch: Watch, sender: Sender, inbox: Inbox, *, high_water: int) -> None:
+        self._intake = intake
+        self._watch = watch
+        self._sender = sender
+        self._inbox = inbox
+        self._order = Order()
+        self._gates = Gates(high_water)
+        self._measured_at = float("-inf")
+        self._unnoted: list[tuple[str, int]] = []
+        self._broker = Outage("broker")
+        self._mongo = Outage("mongodb")
+        self._failed_in_a_row = 0
+
+    def run(self, stop: threading.Event) -> None:
+        """Forward until told to stop."""
+        while not stop.is_set():
+            if taken := self._intake.take(EVENTS_PER_ROUND, _IDLE_S):
+                self.forward(taken)
+            if self._unnoted:
+                self._note()
+            self._measure()
+            if self._failed_in_a_row:
+                stop.wait(min(_BACKOFF_MAX_S, 0.05 * 2**self._failed_in_a_row) * random.uniform(0.5, 1.0))
+        self._sender.close()
+
+    def forward(self, announced: Sequence[Announcement]) -> int:
+        """Send announced batches to every live listener that takes more. Returns how many batches were sent."""
+        listeners = self._watch.listeners()
+        deployment = self._watch.deployment
+        names = [heard.name for heard in listeners if self._gates.open(queue_of(heard.name))]
+        if not names or deployment is None or not self._watch.active:
+            self._intake.release(announcement["batch"] for announcement in announced)
+            log.debug("batch.left", batches=len(announced), listeners=len(listeners), active=self._watch.active)
+            return 0
+        self._order.beyond(max(heard.received_seq for heard in listeners))
+        sent = [(announcement["batch"], self._order.next()) for announcement in announced]
+        outgoing: list[Outgoing] = []
+        for announcement, (_, seq) in zip(announced, sent, strict=True):
+            outgoing += _copies(delivery(announcement, deployment=deployment, seq=seq, forwards=1), names)
+        try:
+            self._sender.send(outgoing)
+        except BrokerUnavailable as error:
+            self._broker.note(error)
+            self._failed_in_a_row += 1
+            self._intake.release(batch for batch, _ in sent)
+            return 0
+        self._broker.over()
+        self._failed_in_a_row = 0
+        self._gates.sent((queue_of(name) for name in names), len(announced))
+        self._unnoted += sent
+        self._note()
+        log.debug("batch.forwarded", batches=len(sent), first=sent[0][0], listeners=names)
+        return len(sent)
+
+    def _note(self) -> None:
+        try:
+            self._inbox.mark_forwarded(self._unnoted)
+        except TransientError as error:
+            self._mongo.note(error)
+            given_up, self._unnoted = self._unnoted[:-_UNNOTED_MAX], self._unnoted[-_UNNOTED_MAX:]
+        else:
+            self._mongo.over()
+            given_up, self._unnoted = self._unnoted, []
+        self._intake.release(batch for batch, _ in given_up)
+
+    def _measure(self) -> None:
+        """Ask how full the queues are: after sending, and while one of them takes no more."""
+        now = time.monotonic()
+        if now - self._measured_at < _DEPTHS_EVERY_S or not (self._gates.stale or self._gates.any_closed):
+            return
+        self._measured_at = now
+        try:
+            self._gates.measured(self._sender.depths(queue_of(heard.name) for heard in self._watch.listeners()))
+        except BrokerUnavailable as error:
+            self._broker.note(error)
+            self._failed_in_a_row += 1
+        else:
+            self._broker.over()
+            self._failed_in_a_row = 0
+
+
+def _copies(message: dict[str, Any], names: Sequence[str]) -> list[Outgoing]:
+    first, more = message["keys"][0], len(message["keys"]) - 1
+    return [Outgoing(queue=queue_of(name), task_id=task_id(first, more, name), message=message) for name in names]

@@ -1,0 +1,79 @@
+"""What was announced and is not yet forwarded: bounded by its number of events, dropping what comes when it is full.
+
+What is dropped is in the inbox, and the sweeper sends it. Thread-safe.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+Announcement = dict[str, Any]
+"""As :func:`app.messages.announcement` builds it."""
+
+
+class Intake:
+    """A queue from the feeds to the forwarder.
+
+    Args:
+        max_events: so many events are held at most.
+    """
+
+    def __init__(self, max_events: int) -> None:
+        self._max_events = max_events
+        self._waiting: deque[Announcement] = deque()
+        self._events = 0
+        self._held: set[str] = set()
+        self._changed = threading.Condition()
+
+    def offer(self, announcements: Iterable[Announcement]) -> int:
+        """Hold announcements until they are taken. Returns how many there was no room for."""
+        dropped = 0
+        with self._changed:
+            for announced in announcements:
+                size = len(announced["keys"])
+                if self._events + size > self._max_events and self._waiting:
+                    dropped += 1
+                    continue
+                self._waiting.append(announced)
+                self._events += size
+                self._held.add(announced["batch"])
+            self._changed.notify()
+        return dropped
+
+    def take(self, max_events: int, timeout_s: float) -> list[Announcement]:
+        """Take what waits, in its order: at least one where there is one, up to about ``max_events`` events.
+
+        What is taken stays *held* until :meth:`release`.
+
+        Args:
+            max_events: bound; the first announcement is taken whatever its size.
+            timeout_s: longest wait for the first one.
+        """
+        with self._changed:
+            if not self._waiting:
+                self._changed.wait(timeout_s)
+            taken: list[Announcement] = []
+            events = 0
+            while self._waiting and (not taken or events + len(self._waiting[0]["keys"]) <= max_events):
+                announced = self._waiting.popleft()
+                events += len(announced["keys"])
+                taken.append(announced)
+            self._events -= events
+            return taken
+
+    def release(self, batches: Iterable[str]) -> None:
+        """Say that taken batches are noted as forwarded, or given up."""
+        with self._changed:
+            self._held.difference_update(batches)
+
+    def holds(self, batch: str) -> bool:
+        """Whether a batch was announced and is neither noted as forwarded nor given up."""
+        return batch in self._held
+
+    def clear(self) -> None:
+        """Give up everything that waits."""
+        with self._changed:
+            self._held.difference_update(announced["batch"] for announced in self._waiting)
+            self._waiting.clear()
+            self._events = 0

@@ -1,0 +1,121 @@
+"""Failures: those that are due are sent again, those that the ledger refutes are removed.
+
+Guarantees: a suspect (an event whose solo run began and never ended) travels alone; a failure is removed only when a majority
+of MongoDB shows its (key, digest) in the ledger.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from app.claims.store import ClaimStore
+from app.messages import announcement, delivery
+from app.naming import RECOVERY_QUEUE, task_id
+from app.settings import Settings
+from app.stores.failures import Failures
+from app.stores.ledger import Ledger
+from app.stores.mongo import Document
+from app.stores.progress import Pair
+from broadcaster.sending import Outgoing
+from broadcaster.sweeper.lookup import forget_refuted, look
+
+_DUE_PER_SWEEP = 500
+_EVENTS_PER_DELIVERY = 50
+_SCAN_PER_ROUND = 2_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Failures that travel together, and their delivery."""
+
+    pairs: list[Pair]
+    outgoing: Outgoing
+
+
+@dataclass(slots=True, kw_only=True)
+class Due:
+    """What is due now: deliveries to send; and how many failures and marks of done were removed in finding that out."""
+
+    groups: list[Group] = field(default_factory=list)
+    refuted: int = 0
+    forgotten: int = 0
+
+
+class Retries:
+    """The failures of one deployment, as the sweeper sees them. For one thread."""
+
+    def __init__(self, settings: Settings, failures: Failures, ledger: Ledger, claims: ClaimStore, deployment: str) -> None:
+        self._settings = settings
+        self._failures = failures
+        self._ledger = ledger
+        self._claims = claims
+        self._deployment = deployment
+        self._scanned_to = ""
+
+    def due(self) -> Due:
+        """Find what is due, unfinished, and in nobody's claim.
+
+        Raises:
+            TransientError: MongoDB or Redis is away.
+        """
+        found = self._failures.due(_DUE_PER_SWEEP)
+        due = Due()
+        if not found:
+            return due
+        pairs = [_pair(failure) for failure in found]
+        done = self._committed(pairs)
+        claimed = look(self._claims, pairs)
+        late, due.forgotten = forget_refuted(self._claims, [p for p in pairs if p in claimed.done and p not in done], self._committed)
+        done |= late
+        if done:
+            due.refuted = self._failures.remove(list(done))
+        if held := [pair for pair in pairs if pair in claimed.live and pair not in done]:
+            self._failures.postpone(held, by_ms=self._settings.grace_ms)
+        free = [f for f in found if _pair(f) not in done and _pair(f) not in claimed.live]
+        due.groups = [self._group(part) for part in _travelling(free)]
+        return due
+
+    def note_sent(self, groups: Sequence[Group]) -> None:
+        """Put off what was sent: it comes up again when nothing has happened to it after a lease and a grace."""
+        if groups:
+            pairs = [pair for group in groups for pair in group.pairs]
+            self._failures.postpone(pairs, by_ms=self._settings.lease_ms + self._settings.grace_ms)
+
+    def remove_refuted(self) -> int:
+        """Look through some of all failures, from where the last round ended, and remove those that the ledger has.
+
+        That goes for every state: a conflict whose digest is in the ledger has been decided.
+        """
+        pairs = self._failures.scan(self._scanned_to, _SCAN_PER_ROUND)
+        self._scanned_to = f"{pairs[-1][0]}#{pairs[-1][1]}" if len(pairs) == _SCAN_PER_ROUND else ""
+        done = self._committed(pairs)
+        return self._failures.remove(list(done)) if done else 0
+
+    def _committed(self, pairs: Sequence[Pair]) -> set[Pair]:
+        committed = self._ledger.find([key for key, _ in pairs]) if pairs else {}
+        return {(key, digest) for key, digest in pairs if key in committed and digest in committed[key].digests}
+
+    def _group(self, failures: list[Document]) -> Group:
+        events = [(f["key"], f["digest"], f["type"]) for f in failures]
+        message = delivery(announcement(None, events, failures[0]["accepted_at"]), deployment=self._deployment, seq=0, forwards=1)
+        attempt = failures[0]["attempts"] + failures[0]["starts"] + 1
+        name = task_id(events[0][0], len(events) - 1, "retry", attempt=attempt)
+        return Group(
+            pairs=[_pair(f) for f in failures],
+            outgoing=Outgoing(queue=RECOVERY_QUEUE, task_id=name, message=message),
+        )
+
+
+def _pair(failure: Document) -> Pair:
+    return failure["key"], failure["digest"]
+
+
+def _travelling(failures: list[Document]) -> list[list[Document]]:
+    """Which failures share a delivery: suspects with none, others with those that were accepted together."""
+    alone = [[f] for f in failures if f["starts"] > 0]
+    together: list[list[Document]] = []
+    plain = sorted((f for f in failures if f["starts"] <= 0), key=lambda f: (f["accepted_at"], f["batch"] or ""))
+    for _, same in groupby(plain, key=lambda f: (f["accepted_at"], f["batch"])):
+        group = list(same)
+        together += [group[i : i + _EVENTS_PER_DELIVERY] for i in range(0, len(group), _EVENTS_PER_DELIVERY)]
+    return alone + together
