@@ -21,7 +21,13 @@ VALUES = st.recursive(
     max_leaves=12,
 )
 ANYTHING = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None), max_size=5) | st.binary(max_size=3) | st.dates(),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(codec=None), max_size=5)
+    | st.binary(max_size=3)
+    | st.dates(),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.tuples(inner)
@@ -119,7 +125,11 @@ def test_the_type_counts():
     "content, text, digest",
     [
         (None, '["t",null]', "1n6DpamO0_xSk74yXyFUrdg"),
-        ({"b": 1, "a": [1.5, True, "é\n\u2028/\x7f"], "": {}}, '["t",{"":{},"a":[1.5,true,"é\\n\u2028/\x7f"],"b":1}]', "1vv1NlB45kAyA4gXZzGaPjA"),
+        (
+            {"b": 1, "a": [1.5, True, "é\n\u2028/\x7f"], "": {}},
+            '["t",{"":{},"a":[1.5,true,"é\\n\u2028/\x7f"],"b":1}]',
+            "1vv1NlB45kAyA4gXZzGaPjA",
+        ),
         ([1e15, 1e16, 1e22, 1.0, -0.0, 5e-324, 1e-7, 123456789.125], None, "1AZZ1R3W3UYVhH2k7dKjPbw"),
         ({"\U0001f600": 1, "\uffff": 2, "z": 3}, '["t",{"z":3,"\uffff":2,"\U0001f600":1}]', "1q9EgskBLr2tZ17bZmG4zjQ"),
         (b"\x00\xff", '["t","AP8=","base64"]', "1TljioNKqiHjUe-7IEuvdlA"),

@@ -107,7 +107,9 @@ def test_keys_keep_their_form(key, expected):
     assert key == expected
 
 
-@pytest.mark.parametrize("value, reason", [(None, "missing"), ("", "empty"), (1.0, "fraction"), ({}, "object"), ([1], "array"), (b"x", "binary")])
+@pytest.mark.parametrize(
+    "value, reason", [(None, "missing"), ("", "empty"), (1.0, "fraction"), ({}, "object"), ([1], "array"), (b"x", "binary")]
+)
 def test_what_cannot_be_a_part_is_refused_by_name(value, reason):
     with pytest.raises(InvalidEvent, match=reason) as caught:
         rule_key("t", 1, [("data.a", "fine"), ("data.b", value)])
