@@ -24,7 +24,7 @@ _Producer = Any
 """``kombu.Producer``; its type stubs know neither ``batch()`` nor that the connection is there."""
 
 _ANONYMOUS = Exchange("", type="direct")
-_NOT_FOUND = 404
+_NOT_FOUND = "404"
 _BATCH_COMMANDS = 200
 
 
@@ -89,7 +89,7 @@ class Sender:
                 try:
                     found[queue] = producer.channel.queue_declare(queue=queue, passive=True).message_count
                 except ChannelError as error:
-                    if error.code != _NOT_FOUND:
+                    if str(error.reply_code) != _NOT_FOUND:
                         raise
                     found[queue] = 0
                     if not getattr(producer.channel, "is_open", True):  # AMQP closes the channel with such an answer

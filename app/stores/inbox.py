@@ -22,6 +22,7 @@ from typing import Any
 from pymongo import ASCENDING, UpdateOne
 from pymongo.database import Database
 from pymongo.errors import BulkWriteError
+from pymongo.read_concern import ReadConcern
 
 from app.errors import PermanentError
 from app.naming import MESSAGE_VERSION
@@ -40,6 +41,7 @@ class Inbox:
         self._collection = db["inbox"]
         self._raw = self._collection.with_options(codec_options=RAW)
         self._weak = unacknowledged_by_majority(self._collection)
+        self._latest = self._collection.with_options(read_concern=ReadConcern("local"))
 
     def write(self, documents: Sequence[Document]) -> None:
         """Store batches (made by :func:`~app.stores.records.inbox_document`) at majority; safe to repeat.
@@ -78,10 +80,13 @@ class Inbox:
             return {d["_id"]: [(e["key"], e["digest"], e["type"]) for e in d["events"]] for d in found}
 
     def heads(self, limit: int) -> list[Document]:
-        """The oldest ``limit`` batches without their events: ``_id, v, accepted_at, seq, forwarded_at, forwards, n``."""
-        fields = {"v": 1, "accepted_at": 1, "seq": 1, "forwarded_at": 1, "forwards": 1, "n": {"$size": "$events"}}
+        """The oldest ``limit`` batches without their events: ``_id, v, accepted_at, seq, forwarded_at, forwards``.
+
+        A hint, no proof: read as the primary has it now, so that a batch which was just noted as forwarded shows it.
+        """
+        fields = {"v": 1, "accepted_at": 1, "seq": 1, "forwarded_at": 1, "forwards": 1}
         with translated("reading the inbox"):
-            return list(self._collection.find({}, fields).sort("_id", ASCENDING).limit(limit))
+            return list(self._latest.find({}, fields).sort("_id", ASCENDING).limit(limit))
 
     def mark_forwarded(self, sent: Iterable[tuple[str, int]], *, at: datetime | None = None) -> None:
         """Note that batches were sent, as ``(batch id, seq)``; those that are finished meanwhile are passed over."""

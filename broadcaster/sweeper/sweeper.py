@@ -41,6 +41,7 @@ from broadcaster.sweeper.retries import Retries
 
 log = structlog.get_logger()
 
+_HEADS = 2_000
 _CHUNK_BATCHES = 20
 _DOUBTFUL_PER_SWEEP = 20
 _REFUTED_EVERY_S = 10.0
@@ -163,7 +164,7 @@ class Sweeper:
     # ------------------------------------------------------------------------------------------------------- the inbox
 
     def _sweep_inbox(self, report: Report, listeners: list[Heard], now: float) -> None:
-        heads = self._inbox.heads(max(500, 3 * self._settings.queue_high_water))
+        heads = self._inbox.heads(max(_HEADS, 3 * self._settings.queue_high_water))
         heads = [head for head in heads if head["v"] == MESSAGE_VERSION]
         report.waiting = len(heads)
         self._batches.observe(((head["_id"], head["forwards"]) for head in heads), now)
