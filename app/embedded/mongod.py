@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from pymongo import MongoClient
-from pymongo.errors import OperationFailure, PyMongoError
+from pymongo.errors import PyMongoError
 
 from app.embedded.binaries import mongod_binary
 from app.embedded.diagnosis import explain
@@ -28,8 +28,6 @@ from app.errors import ServerStartError
 
 REPLICA_SET = "rs0"
 
-_NOT_YET_INITIALIZED = 94
-_ALREADY_INITIALIZED = 23
 _ELECTION = {"electionTimeoutMillis": 2_000, "heartbeatIntervalMillis": 500}
 """Quicker than the default of 10 s and 2 s, which suit networks; here a set lives on one machine."""
 
@@ -235,6 +233,10 @@ class ReplicaSet:
         """Whether the set's configuration names its servers; when not, it is made or corrected, to be looked at again."""
         addresses = [node.address for node in self.nodes]
         try:
+            if client["local"]["system.replset"].find_one() is None:
+                new = [{"_id": i, "host": address} for i, address in enumerate(addresses)]
+                client.admin.command("replSetInitiate", {"_id": self.nodes[0].replica_set, "members": new, "settings": _ELECTION})
+                return True
             config = client.admin.command("replSetGetConfig")["config"]
             members = sorted(config["members"], key=lambda member: int(member["_id"]))
             if [member["host"] for member in members] == addresses:
@@ -248,20 +250,9 @@ class ReplicaSet:
                 member["host"] = address
             # Forced: a server whose own address is not in the configuration is no member, so there is no primary to ask.
             client.admin.command("replSetReconfig", config | {"version": config["version"] + 1}, force=True)
-        except OperationFailure as error:
-            if error.code == _NOT_YET_INITIALIZED:  # never initiated, or not yet loaded: then it is refused, and we look again
-                self._initiate(client, addresses)
         except PyMongoError:
-            pass
+            pass  # not yet: the configuration is still being read, or the set is about to elect; it is looked at again
         return False
-
-    def _initiate(self, client: MongoClient[dict[str, Any]], addresses: list[str]) -> None:
-        members = [{"_id": i, "host": address} for i, address in enumerate(addresses)]
-        try:
-            client.admin.command("replSetInitiate", {"_id": self.nodes[0].replica_set, "members": members, "settings": _ELECTION})
-        except OperationFailure as error:
-            if error.code not in (_NOT_YET_INITIALIZED, _ALREADY_INITIALIZED):
-                raise ServerStartError(f"MongoDB refuses to make a replica set: {error.details}") from error
 
 
 def _listens(port: int) -> bool:

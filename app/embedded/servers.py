@@ -17,7 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from app.embedded.mongod import REPLICA_SET, ReplicaSet
+from app.embedded.mongod import REPLICA_SET, MongodServer, ReplicaSet
+from app.embedded.process import ManagedProcess
 from app.embedded.serverinfo import ProcessRecord, ServerInfo, record_of, recorded_servers, remove_servers, running_servers, write_servers
 from app.embedded.valkey import BROKER_DB, CLAIMS_DB, ValkeyServer
 from app.errors import ServerStartError
@@ -30,6 +31,9 @@ LOCK_FILE = "servers.lock"
 _NEW_HOME_BYTES = 400_000_000
 """An empty mongod lays out 300 MB at its first start, and aborts with a stack trace where it cannot."""
 _OLD_HOME_BYTES = 50_000_000
+
+_LETTING_GO_S = 1.0
+"""A starter that was just killed may hold the lock for a moment longer than its servers live."""
 
 
 class EmbeddedServers:
@@ -145,10 +149,36 @@ class EmbeddedServers:
             raise ServerStartError(f"the servers of {self.home} are not running")
         return self._info
 
+    @property
+    def processes(self) -> list[ManagedProcess]:
+        """The servers' processes, as far as they were started."""
+        return [p for p in (self.valkey.process, *(node.process for node in self.mongo.nodes)) if p]
+
     def dead(self) -> list[str]:
         """Names of the servers that have ended by themselves."""
-        started = [p for p in (self.valkey.process, *(node.process for node in self.mongo.nodes)) if p]
-        return [process.name for process in started if not process.alive]
+        return [process.name for process in self.processes if not process.alive]
+
+    def revive(self) -> list[str]:
+        """Start those again that have ended by themselves, on their data and ports; returns their names.
+
+        Raises:
+            ServerStartError: one cannot start, or its port was taken meanwhile, so that the URLs given out are wrong.
+        """
+        dead = self.dead()
+        servers: list[ValkeyServer | MongodServer] = [self.valkey, *self.mongo.nodes]
+        for server in servers:
+            if server.process and not server.process.alive:
+                before = server.port
+                server.launch()
+                if server.port != before:
+                    raise ServerStartError(f"{server.process.name} cannot start again: its port {before} was taken meanwhile")
+        if dead:
+            self.valkey.wait_ready()
+            self.mongo.wait_ready()
+            described = self._describe()
+            self._info = replace(self.info, processes=described.processes)
+            write_servers(self.home, self._info)
+        return dead
 
     def __enter__(self) -> Self:
         self.start()
@@ -158,13 +188,12 @@ class EmbeddedServers:
         self.stop()
 
     def _describe(self) -> ServerInfo:
-        started = [p for p in (self.valkey.process, *(node.process for node in self.mongo.nodes)) if p]
         return ServerInfo(
             redis_url=self.valkey.url(CLAIMS_DB),
             broker_url=self.valkey.url(BROKER_DB),
             mongo_url=self.mongo.url(DATABASE),
             owner=record_of("owner", os.getpid()),
-            processes=tuple(record_of(process.name, process.pid) for process in started),
+            processes=tuple(record_of(process.name, process.pid) for process in self.processes),
         )
 
     def _release(self) -> None:
@@ -190,16 +219,22 @@ def _locked(home: Path) -> IO[str]:
     import fcntl  # not on Windows
 
     file = (home / LOCK_FILE).open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    deadline = time.monotonic() + _LETTING_GO_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() < deadline:
+                time.sleep(0.05)
+                continue
         file.seek(0)
         holder = file.read().strip()
         file.close()
         raise ServerStartError(
             f"servers run in {home} already (process {holder or 'unknown'}): stop them there with Ctrl-C, "
             "or set DEDUP_HOME to another folder for a second set"
-        ) from None
+        )
     file.truncate(0)
     file.write(f"{os.getpid()}\n")
     file.flush()
