@@ -1,0 +1,81 @@
+"""A listener dies or stops: faults 1, 2, 3, 4, 12."""
+
+import os
+import signal
+
+from tests.support.system import System, events
+from tests.support.waiting import eventually
+
+
+def test_sigkill_of_a_listener_amid_2000_events(system: System) -> None:
+    """G1, G2: a listener killed amid 2,000 events loses none and repeats none."""
+    system.up(3)
+    system.accept(events(1_000))
+    system.listener("listener-1").kill()
+    system.accept(events(1_000))
+    system.await_finished()
+    system.audit()
+
+
+def test_sigkill_in_the_open_transaction(system: System) -> None:
+    """G2, G4: a winner killed inside its transaction leaves no effect, and does not hold its successor up."""
+    system.up(2)
+    system.accept(events(3, "fault.gate"))
+    dead = system.entered()
+    system.listener(dead).kill()
+    (system.folder / "gates" / f"entered-{dead}").unlink()
+    system.open_gate()
+    system.await_finished(20)
+    system.audit()
+    assert {d["listener"] for d in system.db.events.find()} == {"listener-1", "listener-2"} - {dead}
+
+
+def test_sigstop_past_the_lease_then_sigcont(system: System) -> None:
+    """G3: a winner paused past its lease loses to its successor, and its late commit changes nothing."""
+    system.up(2)
+    system.accept(events(3, "fault.gate"))
+    paused = system.entered()
+    system.listener(paused).pause()
+    (system.folder / "gates" / f"entered-{paused}").unlink()
+    system.open_gate()
+    system.await_finished(20)
+    system.listener(paused).resume()
+    system.accept(events(50))
+    system.await_finished()
+    system.audit()
+    by = {d["_id"]: d["listener"] for d in system.db.events.find({"type": "fault.gate"})}
+    assert paused not in by.values()
+
+
+def test_handler_slower_than_the_lease_is_left_alone(system: System) -> None:
+    """G2: a living handler that outlasts its lease is renewed, not taken over."""
+    system.up(2)
+    system.accept(events(1, "fault.slow", ms=3_000))
+    system.await_finished(20)
+    system.audit()
+    assert "taken_over" not in "".join(p.log.read_text() for p in system.processes.values())
+    assert system.db.events.find_one()["attempt"] == 1
+
+
+def test_all_listeners_killed_and_back(system: System) -> None:
+    """G1: with every listener dead nothing is lost; when they come back, all is processed."""
+    system.up(2)
+    for name in ("listener-1", "listener-2"):
+        system.listener(name).kill()
+    system.accept(events(600))
+    for name in ("listener-1", "listener-2"):
+        system.restart_listener(name)
+    system.await_finished()
+    system.audit()
+
+
+def test_child_of_the_pool_is_killed(system: System) -> None:
+    """G1, G2: a pool child killed by the system's out-of-memory killer, say, is replaced, and its slice done by others."""
+    system.up(2)
+    system.accept(events(2, "fault.gate"))
+    name = system.entered()
+    os.kill(int((system.folder / "gates" / f"entered-{name}").read_text()), signal.SIGKILL)
+    system.open_gate()
+    system.await_finished(20)
+    system.audit()
+    assert eventually(lambda: system.listener(name).alive, 1)

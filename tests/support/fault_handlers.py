@@ -1,0 +1,74 @@
+"""Handlers that fault tests run in real listeners; each leaves one countable effect per event in ``effects``.
+
+What an event is to do stands in its data. Files in ``DEDUP_TEST_GATES`` let a test hold a handler at a known place.
+"""
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+
+from app.events.event import Event
+from workers import Context, PermanentFailure, RetryLater, handler
+
+
+def effect(event: Event, context: Context) -> None:
+    """Count this event's effect, inside the transaction."""
+    context.db.effects.update_one({"_id": event.key}, {"$inc": {"n": 1}, "$set": {"listener": context.listener}}, upsert=True)
+
+
+@handler("fault.count")
+def count(event: Event, context: Context) -> None:
+    """Just the effect."""
+    effect(event, context)
+
+
+@handler("fault.slow")
+def slow(event: Event, context: Context) -> None:
+    """Takes ``ms``."""
+    time.sleep(event.data["ms"] / 1000)
+    effect(event, context)
+
+
+@handler("fault.wait")
+async def wait(event: Event, context: Context) -> None:
+    """Waits ``ms`` beside others."""
+    await asyncio.sleep(event.data["ms"] / 1000)
+    await context.db.effects.update_one({"_id": event.key}, {"$inc": {"n": 1}}, upsert=True)  # type: ignore[misc]
+
+
+@handler("fault.gate")
+def gate(event: Event, context: Context) -> None:
+    """Has its effect, says so by a file ``entered-<listener>``, and goes on when ``open`` is there; at most 60 s."""
+    effect(event, context)
+    gates = Path(os.environ["DEDUP_TEST_GATES"])
+    (gates / f"entered-{context.listener}").write_text(str(os.getpid()))
+    deadline = time.monotonic() + 60
+    while not (gates / "open").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+@handler("fault.mixed")
+def mixed(event: Event, context: Context) -> dict[str, int] | None:
+    """Does what ``do`` says: kill, hang, raise (``times`` times, or always), dead, later, or nothing special."""
+    do = event.data.get("do")
+    if do == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if do == "hang":
+        time.sleep(3600)
+    if do == "raise" and context.attempt <= event.data.get("times", 1_000_000):
+        raise ValueError("as it was told")
+    if do == "dead":
+        raise PermanentFailure("never")
+    if do == "later" and time.time() < event.data["until"]:
+        raise RetryLater(0.2)
+    effect(event, context)
+    return {"attempt": context.attempt}
+
+
+@handler("fault.credit")
+def credit(event: Event, context: Context) -> None:
+    """The bank: an amount onto an account."""
+    context.db.accounts.update_one({"_id": event.data["account"]}, {"$inc": {"balance": event.data["amount"]}}, upsert=True)
+    effect(event, context)
