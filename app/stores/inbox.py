@@ -79,14 +79,17 @@ class Inbox:
             found = self._collection.find({"_id": {"$in": list(batch_ids)}}, {"events.key": 1, "events.digest": 1, "events.type": 1})
             return {d["_id"]: [(e["key"], e["digest"], e["type"]) for e in d["events"]] for d in found}
 
-    def heads(self, limit: int) -> list[Document]:
-        """The oldest ``limit`` batches without their events: ``_id, v, accepted_at, seq, forwarded_at, forwards``.
+    def heads(self, limit: int, *, after: str = "") -> list[Document]:
+        """The oldest ``limit`` batches behind the id ``after``, without their events.
 
         A hint, no proof: read as the primary has it now, so that a batch which was just noted as forwarded shows it.
+
+        Returns:
+            ``{_id, v, accepted_at, seq, forwarded_at, forwards}``, oldest first.
         """
         fields = {"v": 1, "accepted_at": 1, "seq": 1, "forwarded_at": 1, "forwards": 1}
         with translated("reading the inbox"):
-            return list(self._latest.find({}, fields).sort("_id", ASCENDING).limit(limit))
+            return list(self._latest.find({"_id": {"$gt": after}}, fields).sort("_id", ASCENDING).limit(limit))
 
     def mark_forwarded(self, sent: Iterable[tuple[str, int]], *, at: datetime | None = None) -> None:
         """Note that batches were sent, as ``(batch id, seq)``; those that are finished meanwhile are passed over."""

@@ -4,7 +4,7 @@ Guarantees: a suspect (an event whose solo run began and never ended) travels al
 of MongoDB shows its (key, digest) in the ledger.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -52,8 +52,11 @@ class Retries:
         self._deployment = deployment
         self._scanned_to = ""
 
-    def due(self) -> Due:
-        """Find what is due, unfinished, and in nobody's claim.
+    def due(self, paused: Container[str] = ()) -> Due:
+        """Find what is due, unfinished, of no paused type, and in nobody's claim.
+
+        Args:
+            paused: types to leave alone.
 
         Raises:
             TransientError: MongoDB or Redis is away.
@@ -69,9 +72,10 @@ class Retries:
         done |= late
         if done:
             due.refuted = self._failures.remove(list(done))
-        if held := [pair for pair in pairs if pair in claimed.live and pair not in done]:
-            self._failures.postpone(held, by_ms=self._settings.grace_ms)
-        free = [f for f in found if _pair(f) not in done and _pair(f) not in claimed.live]
+        left = [f for f in found if _pair(f) not in done]
+        free = [f for f in left if _pair(f) not in claimed.live and f["type"] not in paused]
+        if held := {_pair(f) for f in left} - {_pair(f) for f in free}:
+            self._failures.postpone(list(held), by_ms=self._settings.grace_ms)
         due.groups = [self._group(part) for part in _travelling(free)]
         return due
 

@@ -4,7 +4,7 @@ Guarantees:
 * Only batches all of whose events a majority of MongoDB shows to be finished are removed. Redis never justifies a removal.
 * What is sent again goes as *one* copy to the recovery queue, with the unfinished events only, and only while a listener lives.
 * The recovery queue is never filled beyond its high-water mark.
-* A batch that is plainly in hands costs a look at its head, not at its events.
+* A batch that is plainly in hands, or parked because its types are paused, costs a look at its head, not at its events.
 
 Not guaranteed: that nobody has what is sent again. A copy too many is skipped by the claims or the ledger.
 
@@ -30,6 +30,7 @@ from app.stores.inbox import Inbox
 from app.stores.ledger import Ledger
 from app.stores.meta import deployment_id
 from app.stores.mongo import Document
+from app.stores.pauses import Pauses
 from app.stores.progress import Pair, finished
 from app.stores.records import utc_now
 from broadcaster.roster import Heard, Roster
@@ -42,6 +43,9 @@ from broadcaster.sweeper.retries import Retries
 log = structlog.get_logger()
 
 _HEADS = 2_000
+"""At least so many batches are looked at in one sweep: more than the queues hold."""
+_NOTHING = frozenset({""})
+"""Types of a batch that is not parked: no type is empty, so this is no part of the paused ones."""
 _CHUNK_BATCHES = 20
 _DOUBTFUL_PER_SWEEP = 20
 _REFUTED_EVERY_S = 10.0
@@ -55,6 +59,7 @@ class Report:
     Attributes:
         listeners: how many live.
         waiting: batches in the inbox, as far as it was looked through.
+        parked: those of them whose unfinished events are all of paused types.
         removed: finished batches removed.
         recovered: batches sent again (or for the first time, where fan-out did not).
         recovered_events: their unfinished events.
@@ -67,6 +72,7 @@ class Report:
 
     listeners: int = 0
     waiting: int = 0
+    parked: int = 0
     removed: int = 0
     recovered: int = 0
     recovered_events: int = 0
@@ -106,6 +112,7 @@ class Sweeper:
         self._clock = clock
         self._sender = Sender(app)
         self._inbox, self._ledger, self._failures = Inbox(db), Ledger(db), Failures(db)
+        self._pauses = Pauses(db)
         self._grace_s = settings.grace_ms / 1000
         self._deployment = ""
         self._due_at = {"refuted": clock() + _REFUTED_EVERY_S, "silent": clock() + _SILENT_EVERY_S}
@@ -120,6 +127,7 @@ class Sweeper:
         self._listeners = ListenerHistory(grace_s=self._grace_s)
         self._recovery = RecoveryHistory()
         self._batches = BatchHistory()
+        self._parked: dict[str, frozenset[str]] = {}
 
     def read_deployment(self) -> str:
         """Ask MongoDB which deployment this is: another one once the database was dropped.
@@ -164,9 +172,9 @@ class Sweeper:
     # ------------------------------------------------------------------------------------------------------- the inbox
 
     def _sweep_inbox(self, report: Report, listeners: list[Heard], now: float) -> None:
-        heads = self._inbox.heads(max(_HEADS, 3 * self._settings.queue_high_water))
-        heads = [head for head in heads if head["v"] == MESSAGE_VERSION]
-        report.waiting = len(heads)
+        found = self._heads()
+        heads = [head for head in found if head["_id"] not in self._parked]
+        report.waiting, report.parked = len(found), len(self._parked)
         self._batches.observe(((head["_id"], head["forwards"]) for head in heads), now)
         if not heads or not listeners:
             return
@@ -183,6 +191,19 @@ class Sweeper:
                 report.more = True
                 return
             room -= self._settle(report, chunk, room)
+
+    def _heads(self) -> list[Document]:
+        """The oldest batches; parked ones do not take the place of others."""
+        found: list[Document] = []
+        paused = self._pauses.paused()
+        limit = max(_HEADS, 3 * self._settings.queue_high_water)
+        while True:
+            page = self._inbox.heads(limit, after=found[-1]["_id"] if found else "")
+            found += page
+            parked = {h["_id"]: self._parked[h["_id"]] for h in found if self._parked.get(h["_id"], _NOTHING) <= paused}
+            if len(page) < limit or len(found) - len(parked) >= limit:
+                self._parked = parked
+                return [head for head in found if head["v"] == MESSAGE_VERSION]
 
     def _candidates(self, heads: list[Document], settled: dict[str, Settled], now: float) -> Iterator[list[Document]]:
         free: list[Document] = []
@@ -222,6 +243,7 @@ class Sweeper:
         late, forgotten = forget_refuted(self._claims, [p for p in rest if p in claimed.done], self._finished)
         done |= late
         report.forgotten += forgotten
+        paused = self._pauses.paused()
         over: list[str] = []
         again: list[tuple[Document, list[tuple[str, str, str]]]] = []
         for head in heads:
@@ -232,9 +254,13 @@ class Sweeper:
             if not unfinished:
                 over.append(head["_id"])
                 continue
-            free = set(in_no_hands([(key, digest) for key, digest, _ in unfinished], claimed))
+            going = [event for event in unfinished if event[2] not in paused]
+            if not going:
+                self._parked[head["_id"]] = frozenset(kind for _, _, kind in unfinished)
+                continue
+            free = set(in_no_hands([(key, digest) for key, digest, _ in going], claimed))
             if free:
-                again.append((head, [event for event in unfinished if (event[0], event[1]) in free]))
+                again.append((head, [event for event in going if (event[0], event[1]) in free]))
         if over:
             self._inbox.remove(over)
             report.removed += len(over)
@@ -265,7 +291,7 @@ class Sweeper:
     # ------------------------------------------------------------------------------------ failures, and silent listeners
 
     def _retry(self, report: Report) -> None:
-        due = self._retries.due()
+        due = self._retries.due(self._pauses.paused())
         report.refuted += due.refuted
         report.forgotten += due.forgotten
         if due.groups:

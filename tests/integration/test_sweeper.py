@@ -1,6 +1,8 @@
 """The sweeper on real servers. Its clock is the test's, so that no grace has to be waited for; leases are Redis' own."""
 
+import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 from app.naming import RECOVERY_QUEUE, queue_of
 from app.presence import remember_listener
 from app.stores.failures import Origin, Problem
+from app.stores.pauses import Pauses
 from app.stores.records import utc_now
 from broadcaster.sending import Outgoing, Sender
 from broadcaster.sweeper.sweeper import Report, Sweeper
@@ -399,6 +402,49 @@ def test_what_the_ledger_has_is_no_failure(place, swept):
     place.db["events"].update_one({"_id": "conflict"}, {"$set": {"rejected": ["1x"]}})
     assert swept.sweep(after_s=60).refuted == 1
     assert place.failures.counts() == {"dead": 1}
+
+
+# ------------------------------------------------------------------------------------------------------------- pauses
+
+
+@pytest.fixture
+def pauses(place, swept) -> Iterator[Pauses]:
+    """Seen by the sweeper at once, not after a second."""
+    swept.sweeper._pauses = Pauses(place.db, clock=itertools.count(0, 10).__next__)
+    return swept.sweeper._pauses
+
+
+def test_paused_types_are_parked_and_go_on_when_they_are_resumed(place, swept, pauses):
+    place.beat("listener-1")
+    old = utc_now() - timedelta(seconds=60)
+    place.accept("a", "b", at=old)
+    place.accept("c", "d", at=old, types={"d": "u"})
+    failed(place, "f")
+    pauses.pause("t")
+
+    report = swept.sweep()
+    assert (report.recovered, report.parked, report.retried) == (1, 0, 0)
+    assert keys_of(place.queue(RECOVERY_QUEUE)) == [["d"]]
+    assert swept.sweep().parked == 1
+
+    pauses.resume("t")
+    assert swept.sweep(after_s=GRACE_S).recovered == 1
+    assert keys_of(place.queue(RECOVERY_QUEUE)) == [["d"], ["a", "b"]]
+
+
+def test_parked_batches_do_not_hide_others(place, swept, pauses, monkeypatch):
+    monkeypatch.setattr("broadcaster.sweeper.sweeper._HEADS", 2)
+    place.settings = replace(place.settings, queue_high_water=1)
+    swept.sweeper._settings = place.settings
+    place.beat("listener-1")
+    old = utc_now() - timedelta(seconds=60)
+    pauses.pause("t")
+    for number in range(8):
+        place.accept(f"p{number}", at=old)
+    place.accept("other", at=old, types={"other": "u"})
+
+    eventually(lambda: swept.sweep().recovered == 1, 5)
+    assert keys_of(place.queue(RECOVERY_QUEUE)) == [["other"]]
 
 
 # ----------------------------------------------------------------------------------------- the deployment, and silence

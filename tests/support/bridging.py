@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -75,10 +75,11 @@ class Place:
         for name in listeners:
             self.presence.beat(Beat(node=f"{name}@test", listener=name, pid=1, received_seq=seq))
 
-    def accept(self, *keys: str, digest: str = "1d", at: datetime | None = None) -> str:
-        """A batch in the inbox. Returns its id."""
+    def accept(self, *keys: str, digest: str = "1d", at: datetime | None = None, types: Mapping[str, str] | None = None) -> str:
+        """A batch in the inbox, of type ``t`` where ``types`` says nothing else. Returns its id."""
         batch = new_batch_id()
-        self.inbox.write([inbox_document(batch, [entry(key, digest) for key in keys], door="test", accepted_at=at or utc_now())])
+        entries = [entry(key, digest, (types or {}).get(key, "t")) for key in keys]
+        self.inbox.write([inbox_document(batch, entries, door="test", accepted_at=at or utc_now())])
         return batch
 
     def announced(self, batch: str) -> dict[str, Any]:
@@ -107,9 +108,9 @@ class Place:
         return self.db["inbox"].with_options(read_concern=ReadConcern("local")).find_one({"_id": batch}, {"events": 0})
 
 
-def entry(key: str, digest: str = "1d") -> Entry:
+def entry(key: str, digest: str = "1d", kind: str = "t") -> Entry:
     """An event as the stores hold it."""
-    return Entry(key, digest, "t", RawBSONDocument(bson.encode({"source": "test", "id": key})))
+    return Entry(key, digest, kind, RawBSONDocument(bson.encode({"source": "test", "id": key})))
 
 
 def keys_of(sent: Iterable[Sent]) -> list[list[str]]:
