@@ -9,9 +9,11 @@ than once for an event.
 import importlib
 import inspect
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pymongo.database import Database
@@ -146,12 +148,14 @@ def _is_type(pattern: object) -> bool:
 
 
 def load_handlers(modules: Sequence[str]) -> None:
-    """Import the modules that declare handlers.
+    """Import the modules that declare handlers; those of the working folder too, which Celery takes off the path again.
 
     Raises:
         HandlerSetupError: one of them does not import; the sentence names it and the error. Or a plain and an ``async def``
             transactional handler may meet in one event, where they could not commit together.
     """
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
     for module in modules:
         try:
             importlib.import_module(module)
