@@ -61,9 +61,11 @@ def strangers_at(port):
     with Server((HOST, port), socketserver.BaseRequestHandler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
-        yield
-        server.shutdown()
-        thread.join()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_started_servers_take_writes_and_are_written_down_until_they_stop(start_servers, home):
