@@ -4,13 +4,13 @@ Guarantees: of one body never more than its limit is held, of all together never
 """
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
-from app.errors import InboxFull, InvalidEvent
+from app.errors import InboxFull, InvalidEvent, StoreUnavailable
 
 READ_TIMEOUT_S = 30.0
 """A body that has not arrived by then is given up: a client must not hold a connection by sending slowly."""
@@ -23,6 +23,8 @@ class Budget:
 
     def __init__(self, limit: int = BUDGET_BYTES) -> None:
         self._free = limit
+        self._closed = False
+        self._reading: set[asyncio.Timeout] = set()
 
     @contextmanager
     def share(self) -> Iterator["Share"]:
@@ -33,7 +35,38 @@ class Budget:
         finally:
             self._free += share.taken
 
-    def _take(self, size: int) -> None:
+    @asynccontextmanager
+    async def patience(self, timeout_s: float) -> AsyncIterator[None]:
+        """Wait for a body this long, or until :meth:`close`.
+
+        Raises:
+            HTTPException: 408 the time is over.
+            StoreUnavailable: the broadcaster is stopping.
+        """
+        try:
+            async with asyncio.timeout(0 if self._closed else timeout_s) as reading:
+                self._reading.add(reading)
+                try:
+                    yield
+                finally:
+                    self._reading.discard(reading)
+        except TimeoutError:
+            if self._closed:
+                raise StoreUnavailable("the broadcaster is stopping") from None
+            raise HTTPException(408, f"the body did not arrive within {timeout_s:g} s") from None
+
+    def close(self) -> None:
+        """Give up bodies that are still arriving, and read no more."""
+        self._closed = True
+        for reading in self._reading:
+            reading.reschedule(asyncio.get_running_loop().time())
+
+    def take(self, size: int) -> None:
+        """Take some.
+
+        Raises:
+            InboxFull: nothing is left.
+        """
         if size > self._free:
             raise InboxFull("more requests arrive at a time than fit into memory")
         self._free -= size
@@ -43,16 +76,12 @@ class Share:
     """One request's part of the budget."""
 
     def __init__(self, budget: Budget) -> None:
-        self._budget = budget
+        self.budget = budget
         self.taken = 0
 
     def take(self, size: int) -> None:
-        """Take more.
-
-        Raises:
-            InboxFull: nothing is left.
-        """
-        self._budget._take(size)  # noqa: SLF001  # the two belong together
+        """Take more; raises as :meth:`Budget.take`."""
+        self.budget.take(size)
         self.taken += size
 
 
@@ -62,6 +91,7 @@ async def read_body(request: Request, share: Share, *, limit: int, timeout_s: fl
     Raises:
         InvalidEvent: 413 longer than ``limit``, by its Content-Length or by what has arrived; 400 malformed length.
         InboxFull: too many bodies at a time.
+        StoreUnavailable: the broadcaster is stopping.
         HTTPException: 408 too slow; 415 compressed; 400 the client went away.
     """
     encoding = request.headers.get("content-encoding", "identity")
@@ -75,14 +105,12 @@ async def read_body(request: Request, share: Share, *, limit: int, timeout_s: fl
             raise _too_long(limit)
     chunks: list[bytes] = []
     try:
-        async with asyncio.timeout(timeout_s):
+        async with share.budget.patience(timeout_s):
             async for chunk in request.stream():
                 share.take(len(chunk))
                 if share.taken > limit:
                     raise _too_long(limit)
                 chunks.append(chunk)
-    except TimeoutError:
-        raise HTTPException(408, f"the body did not arrive within {timeout_s:g} s") from None
     except ClientDisconnect:
         raise HTTPException(400, "the client went away before its body had arrived") from None
     return b"".join(chunks)

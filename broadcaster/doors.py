@@ -87,6 +87,10 @@ class Doors:
         self._next_sample = (start + order.count) % samples.TOTAL
         return Json({"accepted": accepted, "batches": batches, "start": start}, 202)
 
+    def hang_up(self) -> None:
+        """Wait no longer for bodies that have not arrived."""
+        self._budget.close()
+
     def close(self) -> None:
         """Let the threads go."""
         self._readers.shutdown(wait=False)

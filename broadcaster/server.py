@@ -20,6 +20,7 @@ import socketio
 import structlog
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from app import __version__
 from app.errors import ServerStartError, SettingsError
@@ -41,6 +42,7 @@ from broadcaster.watch import InboxWatch
 END_S = 9.5
 ANSWER_S = 6.5
 """Of these, for the requests under way."""
+GOODBYE_S = 1.0
 KEEP_ALIVE_S = 65
 BACKLOG = 1_024
 
@@ -55,28 +57,33 @@ class Broadcaster:
             raise SettingsError(f"set DEDUP_TOKEN: outside loopback ({settings.host}) the broadcaster's doors need a bearer token")
         self._db = connect(settings, role="broadcaster")
         self._accepted = Accepted()
-        self.sockets = SocketServer()
-        self._emitter = Emitter(self.sockets, token=settings.token)
-        self.ingress = Ingress(
+        self._sockets = SocketServer()
+        self._emitter = Emitter(self._sockets, token=settings.token)
+        self._ingress = Ingress(
             Inbox(self._db).write,
             max_events=settings.max_batch_events,
             repeat_for_s=settings.mongo_timeout_ms / 1000,
             on_stored=self._stored,
         )
-        self._watch = InboxWatch(Inbox(self._db), self.ingress, settings)
-        self._doors = Doors(self.ingress, EventParser(policies, settings), settings)
+        self._watch = InboxWatch(Inbox(self._db), self._ingress, settings)
+        self._doors = Doors(self._ingress, EventParser(policies, settings), settings)
         report = Report(self._db, settings, self._accepted, self._emitter, self._watch)
         api = FastAPI(title="broadcaster", version=__version__, docs_url=None, redoc_url=None, lifespan=self._life)
         api.include_router(self._doors.router())
-        api.include_router(Reads(self._db, report, self.ingress).router())
+        api.include_router(Reads(self._db, report, self._ingress).router())
         problems.install(api)
-        self.asgi: Asgi = CutStalledClients(Guard(socketio.ASGIApp(self.sockets, other_asgi_app=api), token=settings.token))
+        self.asgi: Asgi = CutStalledClients(Guard(socketio.ASGIApp(self._sockets, other_asgi_app=api), token=settings.token))
 
     def _stored(self, batches: list[Stored]) -> None:
         self._accepted.count(batches)
         self._emitter.push(batches)
         for batch in batches:
             log.debug("batch.accepted", batch=batch.batch, events=len(batch.events), door=batch.door)
+
+    async def hang_up(self) -> None:
+        """Say goodbye to Socket.IO clients, and wait no longer for bodies that have not arrived."""
+        self._doors.hang_up()
+        await self._sockets.hang_up()
 
     @asynccontextmanager
     async def _life(self, _api: FastAPI) -> AsyncIterator[None]:
@@ -85,7 +92,7 @@ class Broadcaster:
         try:
             yield
         finally:
-            await self.ingress.close()
+            await self._ingress.close()
             watch.cancel()
             await asyncio.wait([watch])
             await self._emitter.stop()
@@ -101,6 +108,7 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 broadcaster.asgi,
                 lifespan="on",
+                ws="websockets-sansio",
                 log_config=None,
                 access_log=False,
                 proxy_headers=False,
@@ -127,9 +135,19 @@ class Server(uvicorn.Server):
         log.info("broadcaster.stopping")
         for server in self.servers:
             server.close()
-        await self._broadcaster.sockets.hang_up()
+        await self._broadcaster.hang_up()
+        await self._end_websockets()
         await super().shutdown(sockets)
         log.info("broadcaster.stopped")
+
+    async def _end_websockets(self) -> None:
+        """Wait for WebSockets to close, then cut them: uvicorn's own shutdown fails on one that is half closed."""
+        deadline = asyncio.get_running_loop().time() + GOODBYE_S
+        while left := [c for c in self.server_state.connections if isinstance(c, WebSocketsSansIOProtocol)]:
+            if asyncio.get_running_loop().time() > deadline:
+                for connection in left:
+                    connection.transport.abort()
+            await asyncio.sleep(0.02)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal asks to end: begin, and see to it that the end comes."""

@@ -115,6 +115,13 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]  # untyped libra
                 client.queue.put_nowait(packet)
         return dropped
 
+    async def _handle_eio_disconnect(self, eio_sid: str, reason: str) -> None:
+        """A client is gone: also end its poll, which engine.io would keep open until the next ping."""
+        await super()._handle_eio_disconnect(eio_sid, reason)
+        client = self.eio.sockets.get(eio_sid)
+        if client is not None:  # after the packet that says goodbye, which comes next
+            asyncio.get_running_loop().call_soon(client.queue.put_nowait, None)
+
     async def hang_up(self) -> None:
         """Say goodbye to every client, and end what waits for one."""
         for client in list(self.eio.sockets.values()):

@@ -23,7 +23,7 @@ from app.stores.records import utc_now
 from broadcaster.answers import age_s
 from broadcaster.emitter import Emitter
 from broadcaster.ingress import Stored
-from broadcaster.watch import InboxWatch, Look, Seen
+from broadcaster.watch import InboxState, InboxWatch, Look, Seen
 
 MAX_TYPES = 1_000
 """So many types are counted by name; producers choose types, so the memory must be bounded."""
@@ -88,20 +88,13 @@ class Report:
                 "batches": accepted.batches,
                 "by_type": dict(accepted.by_type),
             },
-            "inbox": self._inbox(),
+            "inbox": _inbox(await self._watch.look.get(wait_s=WAIT_S)),
             **(stored.value or {"ledger": {"error": stored.error}, "failures": {"error": stored.error}}),
             "listeners": [_listener(listener, queues.value or {}) for listener in listeners.value or ()],
             "redis": state_of(redis_seen),
             "queues": queues.value if queues.value is not None else {"error": queues.error},
             "socketio": {"clients": self._emitter.clients(), "sent": self._emitter.sent, "dropped": self._emitter.dropped},
         }
-
-    def _inbox(self) -> dict[str, Any]:
-        seen = self._watch.seen
-        if seen.value is None:
-            return {"error": seen.error}
-        oldest_at = seen.value.oldest_at
-        return {"batches": seen.value.batches, "oldest_age_s": None if oldest_at is None else age_s(oldest_at, utc_now())}
 
     def _counts(self) -> dict[str, Any]:
         ledger, failures = Ledger(self._db), Failures(self._db)
@@ -122,6 +115,13 @@ class Report:
         assert self._broker is not None
         with claims.translated():
             return {name: self._broker.llen(name) for name in [*map(queue_of, self._names), RECOVERY_QUEUE]}
+
+
+def _inbox(seen: Seen[InboxState]) -> dict[str, Any]:
+    if seen.value is None:
+        return {"error": seen.error}
+    oldest_at = seen.value.oldest_at
+    return {"batches": seen.value.batches, "oldest_age_s": None if oldest_at is None else age_s(oldest_at, utc_now())}
 
 
 def state_of(seen: Seen[bool]) -> dict[str, Any]:

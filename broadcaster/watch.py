@@ -81,15 +81,14 @@ class InboxWatch:
         self._inbox = inbox
         self._ingress = ingress
         self._settings = settings
-        self.look = Look(self._state, fresh_s=0.0)
-        self.seen: Seen[InboxState] = Seen(error="not looked yet")
+        self.look = Look(self._state, fresh_s=0.1)
 
     async def run(self) -> None:
         """Look at the inbox until cancelled."""
         while True:
-            self.seen = await self.look.get(wait_s=self._settings.mongo_timeout_ms / 1000)
-            if self.seen.value is not None:
-                self._judge(self.seen.value)
+            seen = await self.look.get(wait_s=self._settings.mongo_timeout_ms / 1000)
+            if seen.value is not None:
+                self._judge(seen.value)
             await asyncio.sleep(INTERVAL_S)
 
     def _judge(self, state: InboxState) -> None:
