@@ -1,0 +1,143 @@
+"""What all commands share at the edge to the terminal: settings, words on standard error, JSON, signals.
+
+Guaranteed: data goes to standard output, everything else to standard error; a terminal or pipe that has gone away stops nobody
+from cleaning up.
+"""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from app.errors import SettingsError
+from app.settings import PREFIX, SERVER_URLS, Settings, load_settings
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
+
+
+def say(text: str) -> None:
+    """A line for a person, on standard error."""
+    with suppress(OSError, ValueError):  # the terminal is closed
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+
+def put(text: str) -> None:
+    """A line of data, on standard output.
+
+    Raises:
+        BrokenPipeError: nobody reads any more.
+    """
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def put_json(value: Any) -> None:
+    """One JSON value on one line of standard output; instants as RFC 3339 text, bytes as text."""
+    put(json.dumps(value, default=_plain, ensure_ascii=False))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.isoformat(timespec="milliseconds")
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    return str(value)
+
+
+def console(*, stderr: bool = False) -> "Console":
+    """A console that colours nothing by itself; it heeds ``NO_COLOR``, and the terminal's width."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False)
+
+
+def environment(folder: Path | None = None) -> dict[str, str]:
+    """The ``DEDUP_`` variables of this process: ``.env`` in the folder, and the environment over it."""
+    from dotenv import dotenv_values
+
+    found = dotenv_values((folder or Path.cwd()) / ".env")
+    merged = {name: value for name, value in found.items() if value is not None} | dict(os.environ)
+    return {name: value for name, value in merged.items() if name.startswith(PREFIX) and value}
+
+
+def names_servers(env: dict[str, str]) -> bool:
+    """Whether the environment names any server, so that none is to be embedded."""
+    return any(PREFIX + name.upper() in env for name in SERVER_URLS)
+
+
+def current_settings() -> Settings:
+    """The settings of a command that talks to running servers.
+
+    Raises:
+        SettingsError: none are named or running; also when the embedded ones of this folder have ended.
+    """
+    settings = load_settings()
+    if not names_servers(environment()):
+        from app.embedded.serverinfo import recorded_servers
+
+        info = recorded_servers(settings.home)
+        if info and not any(process.alive for process in info.processes):
+            raise SettingsError(f"the servers of {settings.home} are not running: start them with 'dedup up' (or 'dedup servers')")
+    return settings
+
+
+class Interrupted(BaseException):
+    """A signal asks this process to end.
+
+    Attributes:
+        signum: which one.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
+class Signals:
+    """How a command that has children meets SIGINT, SIGTERM and SIGHUP (a closed terminal).
+
+    The first one raises :class:`Interrupted` wherever the main thread is. From then on, and after :meth:`ending`, each one calls
+    ``hurry`` instead, so that a stop under way is cut short but never broken off. A signal that the starter of this process has
+    ignored (``nohup``) stays ignored.
+
+    Attributes:
+        hurry: called by the second signal; must not raise.
+    """
+
+    def __init__(self) -> None:
+        self.hurry: Callable[[], None] = lambda: None
+        self._ending = False
+
+    @contextmanager
+    def caught(self) -> Iterator["Signals"]:
+        """Meet the signals in this way until the block ends."""
+        before = {number: signal.getsignal(number) for number in _SIGNALS}
+        try:
+            for number, handler in before.items():
+                if handler is not signal.SIG_IGN:
+                    signal.signal(number, self._on_signal)
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def ending(self) -> None:
+        """The work is over and the stop begins: a signal shall not break it off."""
+        self._ending = True
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if self._ending:
+            self.hurry()
+            return
+        self._ending = True
+        raise Interrupted(number)

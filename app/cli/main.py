@@ -1,0 +1,80 @@
+"""``dedup``: the commands, and the one place where their errors become a sentence and an exit code.
+
+Exit codes: 0 done; 1 an error, said in one sentence on standard error, or a check that failed; 2 wrong usage; 128 + n ended by
+signal n.
+"""
+
+import os
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from app.cli.audit import audit
+from app.cli.demo import demo
+from app.cli.edge import Interrupted, say
+from app.cli.publish import publish
+from app.cli.servers import servers
+from app.cli.up import up
+from app.errors import DedupError
+
+cli = typer.Typer(
+    name="dedup",
+    help="Events from several listeners, each processed once.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from app import __version__
+
+        typer.echo(f"dedup {__version__}")
+        raise typer.Exit
+
+
+@cli.callback()
+def main(
+    _version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)] = False,
+) -> None:
+    """Events from several listeners, each processed once."""
+
+
+for command in (up, demo, publish, audit):
+    cli.command()(command)
+cli.add_typer(servers, name="servers")
+
+
+def run() -> NoReturn:
+    """Entry point of the console script."""
+    sys.exit(exit_code(sys.argv[1:]))
+
+
+def exit_code(arguments: list[str]) -> int:
+    """Run a command; the code to exit with."""
+    try:
+        cli(arguments, standalone_mode=True)
+    except SystemExit as ended:
+        return _flushed(ended.code if isinstance(ended.code, int) else int(bool(ended.code)))
+    except DedupError as error:
+        say(f"dedup: {error}")
+    except Interrupted as interrupted:
+        return 128 + interrupted.signum
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return _flushed(1)
+    return 1
+
+
+def _flushed(code: int) -> int:
+    """The same code, with what was written gone out; nobody reading it is nobody's error."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter tries, and complains, once more
+    return code
