@@ -1,12 +1,12 @@
 """Fault tests: real processes, real signals, real servers. Each test names its guarantee in its first line."""
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from app.embedded.servers import EmbeddedServers
 from app.settings import Settings
 from tests.support.system import Spawn, System, system_on
 
@@ -19,20 +19,12 @@ def system(settings: Settings, spawn: Spawn, tmp_path: Path) -> Iterator[System]
 
 
 @pytest.fixture
-def make_system(settings: Settings, spawn: Spawn, tmp_path: Path) -> Iterator[Callable[..., System]]:
-    """The same with settings of the test's own."""
-    with ExitStack() as opened:
-
-        def make(**overrides: Any) -> System:
-            return opened.enter_context(closing(system_on(settings, spawn, tmp_path, **overrides)))
-
-        yield make
-
-
-@pytest.fixture
-def private_system(private_settings: Settings, spawn: Spawn, tmp_path: Path) -> Iterator[System]:
+def private_system(
+    private_servers: EmbeddedServers, private_settings: Settings, spawn: Spawn, tmp_path: Path
+) -> Iterator[System]:
     """The system on servers that the test may stop and flush."""
     with closing(system_on(private_settings, spawn, tmp_path)) as made:
+        made.servers = private_servers
         yield made
 
 

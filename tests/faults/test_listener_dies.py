@@ -79,3 +79,20 @@ def test_child_of_the_pool_is_killed(system: System) -> None:
     system.await_finished(20)
     system.audit()
     assert eventually(lambda: system.listener(name).alive, 1)
+
+
+def test_sigkill_after_the_commit_before_the_ack(private_system: System) -> None:
+    """G2: a winner killed between its commit and its mark of done is followed by a skip, not by a second run."""
+    system = private_system
+    assert private_system.servers is not None
+    system.up(2)
+    system.accept(events(1, "fault.gate"))
+    winner = system.entered()
+    private_system.servers.valkey.pause()
+    system.open_gate()
+    eventually(lambda: system.db.events.count_documents({}) == 1, 10, "the commit")
+    system.listener(winner).kill()
+    private_system.servers.valkey.resume()
+    system.await_finished(20)
+    system.audit()
+    assert system.db.events.find_one()["listener"] == winner

@@ -11,6 +11,7 @@ from pymongo import MongoClient
 from redis import Redis
 
 from app.embedded.process import ManagedProcess
+from app.embedded.servers import EmbeddedServers
 from app.settings import Settings, database_of
 from tests.support.broadcasters import ready_url
 from tests.support.waiting import eventually
@@ -39,6 +40,7 @@ class System:
 
     Attributes:
         told: keys that a door answered 202 for, with their data.
+        servers: the servers, where the test may do with them what it likes.
     """
 
     settings: Settings
@@ -47,12 +49,18 @@ class System:
     url: str = ""
     told: dict[str, Any] = field(default_factory=dict)
     processes: dict[str, ManagedProcess] = field(default_factory=dict)
+    servers: EmbeddedServers | None = None
 
     def __post_init__(self) -> None:
         self.client: MongoClient[dict[str, Any]] = MongoClient(self.settings.mongo_url, serverSelectionTimeoutMS=20_000, tz_aware=True)
         self.db = self.client[database_of(self.settings.mongo_url)]
         self.redis = Redis.from_url(self.settings.redis_url, decode_responses=True)
         (self.folder / "gates").mkdir(exist_ok=True)
+
+    def with_settings(self, **overrides: Any) -> "System":
+        """This system, not yet started, with other settings."""
+        self.settings = replace(self.settings, **overrides)
+        return self
 
     def close(self) -> None:
         """Close this object's clients; the processes are ended by ``spawn``."""
@@ -143,9 +151,10 @@ class System:
         def finished() -> bool:
             return self.db.inbox.count_documents({}) == 0 and self.db.failures.count_documents({"state": "retrying"}) == 0
 
-        eventually(finished, timeout_s, self._state, every_s=0.1)
+        eventually(finished, timeout_s, self.state, every_s=0.1)
 
-    def _state(self) -> str:
+    def state(self) -> str:
+        """The inbox and the failures, in short."""
         inbox = list(self.db.inbox.find({}, {"events": 0}).limit(3))
         failures = list(self.db.failures.find({}, {"body": 0, "error": 0}).limit(3))
         return f"inbox {self.db.inbox.count_documents({})} {inbox}, failures {failures}"
