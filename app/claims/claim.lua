@@ -4,14 +4,16 @@
 --   key                          type    lifetime                 meaning
 --   dedup:{deployment}:<key>     string  claim_px_ms / done_ttl   the claim of one event
 -- Value, fields separated by '|':
---   P|digest|claim id|token|deadline ms|lease ms|owner|session|previous owner    processing
---   D|digest|owner                                                               done
+--   P|digest|claim id|token|deadline ms|lease ms|owner|session|previous owner|previous session    processing
+--   D|digest|owner                                                                                done
+-- The previous ones are of whom it was taken over from; they make the answer to a repeated call the same as the first.
+-- Any other value, of whatever type, is none of ours: it is taken over, and nobody's to renew, complete or release.
 -- All keys of a deployment share one hash slot, so that these scripts run on a cluster too.
 --
 -- KEYS: the claims' keys. ARGV: claim id, owner, session, lease ms, px ms, then one digest a key.
 -- Reply, one element a key:
 --   integer               won: the fencing token
---   'T|token|owner|session'  won by takeover from that owner, whose MongoDB session is named
+--   'T|token|owner|session'  won by takeover from that owner ('?': unknown), whose MongoDB session is named
 --   'B|owner'             busy: somebody's lease is running
 --   'D|owner'             done
 --   'C|digest|owner'      conflict: the key is held with another digest
@@ -21,14 +23,24 @@ local time = redis.call('TIME')
 local now_us = tonumber(time[1]) * 1000000 + tonumber(time[2])
 local now_ms = math.floor(now_us / 1000)
 
-local function processing(digest, token, previous)
-  return string.format('P|%s|%s|%.0f|%.0f|%.0f|%s|%s|%s', digest, claim_id, token, now_ms + lease_ms, lease_ms, owner, session, previous)
+local function processing(digest, token, previous, previous_session)
+  return string.format('P|%s|%s|%.0f|%.0f|%.0f|%s|%s|%s|%s', digest, claim_id, token, now_ms + lease_ms, lease_ms, owner, session,
+    previous, previous_session)
+end
+
+-- The stored value, after ours was set where there was none; a value of another type reads as an empty one.
+local function found_or_set(key, value)
+  local found = redis.pcall('SET', key, value, 'NX', 'GET', 'PX', px_ms)
+  if type(found) ~= 'table' then
+    return found
+  end
+  return string.find(found.err, 'WRONGTYPE', 1, true) and '' or error(found)
 end
 
 local reply = {}
 for i, key in ipairs(KEYS) do
   local digest = ARGV[5 + i]
-  local found = redis.call('SET', key, processing(digest, now_us, ''), 'NX', 'GET', 'PX', px_ms)
+  local found = found_or_set(key, processing(digest, now_us, '', ''))
   if not found then
     reply[i] = now_us
   else
@@ -39,16 +51,17 @@ for i, key in ipairs(KEYS) do
     elseif state == 'D' then
       reply[i] = 'D|' .. rest
     else
-      local by, token, deadline, lease, holder, their_session =
-        string.match(rest or '', '^([^|]*)|(%d+)|(%d+)|(%d+)|([^|]*)|([^|]*)|')
+      local by, token, deadline, lease, holder, their_session, previous, previous_session =
+        string.match(rest or '', '^([^|]*)|(%d+)|(%d+)|(%d+)|([^|]*)|([^|]*)|([^|]*)|([^|]*)$')
       if by == claim_id then
-        reply[i] = tonumber(token)
+        reply[i] = previous == '' and tonumber(token) or string.format('T|%s|%s|%s', token, previous, previous_session)
       elseif by and now_ms <= tonumber(deadline) and tonumber(deadline) <= now_ms + tonumber(lease) then
         reply[i] = 'B|' .. holder
       else -- the lease ran out, the clock moved, or the value is none of ours
         local next_token = math.max((tonumber(token) or 0) + 1, now_us)
-        redis.call('SET', key, processing(digest, next_token, holder or ''), 'PX', px_ms)
-        reply[i] = string.format('T|%.0f|%s|%s', next_token, holder or '', their_session or '')
+        holder, their_session = holder or '?', their_session or ''
+        redis.call('SET', key, processing(digest, next_token, holder, their_session), 'PX', px_ms)
+        reply[i] = string.format('T|%.0f|%s|%s', next_token, holder, their_session)
       end
     end
   end

@@ -179,7 +179,7 @@ class ClaimStore:
                     answer = plain[element] = Answer("won", token=element)
                 answers.append(answer)
             else:
-                answers.append(_answer(element.decode()))
+                answers.append(_answer(element.decode("utf-8", "replace")))
         return answers
 
     def renew(self, claims: Sequence[Held]) -> list[bool]:
@@ -206,8 +206,10 @@ class ClaimStore:
         Returns:
             How many keys were ours (or nobody's); the others stay as they are.
         """
+        if not keys:
+            return 0
         ttl_ms = 0 if self.memory_is_short() else self._done_ttl_ms
-        return cast(int, self._run(self._complete, keys, [claim_id, owner, ttl_ms, *digests])) if keys else 0
+        return cast(int, self._run(self._complete, keys, [claim_id, owner, ttl_ms, *digests]))
 
     def release(self, keys: Sequence[str], *, claim_id: str) -> int:
         """Give keys back unfinished, for anybody to claim. Returns how many were ours."""
@@ -258,14 +260,14 @@ def _answer(text: str) -> Answer:
         digest, _, owner = rest.partition("|")
         return Answer("conflict", owner=owner, digest=digest)
     token, owner, session = rest.split("|")
-    return Answer("won", token=int(token), owner=owner or "?", session=session)
+    return Answer("won", token=int(token), owner=owner, session=session)
 
 
 def _found(text: str, now_ms: int) -> Found | None:
     parts = text.split("|")
     if parts[0] == "D" and len(parts) == 3:
         return Found("done", digest=parts[1], owner=parts[2])
-    if parts[0] != "P" or len(parts) != 9:
+    if parts[0] != "P" or len(parts) != 10 or not all(part.isdecimal() for part in parts[3:6]):
         return None
     deadline, lease = int(parts[4]), int(parts[5])
     return Found(
