@@ -43,17 +43,21 @@ def find_fault(value: object, *, levels: int = MAX_LEVELS, strings: bool = True)
         strings: whether to look into strings, for lone surrogates and for NUL in names. A caller that knows by other means
             that there are none saves half the time.
     """
+    return _fault(value, levels, strings)
+
+
+def _fault(value: Any, levels: int, strings: bool) -> Fault | None:
     kind = type(value)
     if kind is dict:
-        return _fault_in_object(value, levels, strings)  # type: ignore[arg-type]
+        return _fault_in_object(value, levels, strings)
     if kind is list:
-        return _fault_in_array(value, levels, strings)  # type: ignore[arg-type]
+        return _fault_in_array(value, levels, strings)
     if kind is str:
-        return Fault("", "holds a lone surrogate, which is no Unicode text") if strings and _has_surrogate(value) else None  # type: ignore[arg-type]
+        return Fault("", "holds a lone surrogate, which is no Unicode text") if strings and _has_surrogate(value) else None
     if kind is int:
-        return None if INT_MIN <= value <= INT_MAX else Fault("", "is an integer of more than 64 bits")  # type: ignore[operator]
+        return None if INT_MIN <= value <= INT_MAX else Fault("", "is an integer of more than 64 bits")
     if kind is float:
-        return None if math.isfinite(value) else Fault("", "is not finite, or too large for a number")  # type: ignore[arg-type]
+        return None if math.isfinite(value) else Fault("", "is not finite, or too large for a number")
     if value is None or kind is bool:
         return None
     return Fault("", f"is a {kind.__name__}, which is no JSON value")
@@ -70,7 +74,7 @@ def _fault_in_object(value: dict[Any, Any], levels: int, strings: bool) -> Fault
         kind = type(item)
         if (kind is str and not strings) or item is None or (kind is int and INT_MIN <= item <= INT_MAX):
             continue
-        fault = find_fault(item, levels=levels - 1, strings=strings)
+        fault = _fault(item, levels - 1, strings)
         if fault is not None:
             return Fault(f".{shown(name)}{fault.path}", fault.reason)
     return None
@@ -80,7 +84,10 @@ def _fault_in_array(value: list[Any], levels: int, strings: bool) -> Fault | Non
     if levels < 1:
         return Fault("", _NESTED)
     for index, item in enumerate(value):
-        fault = find_fault(item, levels=levels - 1, strings=strings)
+        kind = type(item)
+        if (kind is str and not strings) or item is None or (kind is int and INT_MIN <= item <= INT_MAX):
+            continue
+        fault = _fault(item, levels - 1, strings)
         if fault is not None:
             return Fault(f"[{index}]{fault.path}", fault.reason)
     return None

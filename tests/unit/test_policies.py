@@ -289,6 +289,7 @@ def test_a_file_that_cannot_hold_is_refused_in_one_sentence(load, tmp_path, text
         "[types.a]\nmax_handler_s = 9.99",
         "[types.a]\nbackoff_ms = 300000",
         "[types.a]\nretention_s = 86408",
+        "[types.a]\nretention_s = 86415\nbackoff_ms = 1000",
         "[types.a]\nkey = ['''not_null(data.a, data.b, `1`)''']",
     ],
 )
