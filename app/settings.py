@@ -5,7 +5,6 @@ the three server URLs, the servers that ``dedup up`` or ``dedup servers`` starte
 Laws between settings are checked here and name themselves.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -15,11 +14,11 @@ from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 
+from app.embedded.serverinfo import recorded_servers
 from app.errors import SettingsError
 
 PREFIX = "DEDUP_"
 SERVER_URLS = ("redis_url", "broker_url", "mongo_url")
-SERVERS_FILE = "servers.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,13 +111,33 @@ class Settings:
     def __post_init__(self) -> None:
         for name, left, right, why in (
             ("lease_ms < visibility_timeout_s", self.lease_ms, self.visibility_timeout_s * 1000, "else every long task is delivered twice"),
-            ("max_handler_s < transaction_lifetime_s", self.max_handler_s, self.transaction_lifetime_s, "else MongoDB ends a handler's transaction first"),
+            (
+                "max_handler_s < transaction_lifetime_s",
+                self.max_handler_s,
+                self.transaction_lifetime_s,
+                "else MongoDB ends a handler's transaction first",
+            ),
             ("heartbeat_ms × 2 < listener_grace_s", self.heartbeat_ms * 2, self.listener_grace_s * 1000, "else live listeners look dead"),
-            ("listener_grace_s < listener_retire_s", self.listener_grace_s, self.listener_retire_s, "else queues vanish under live listeners"),
+            (
+                "listener_grace_s < listener_retire_s",
+                self.listener_grace_s,
+                self.listener_retire_s,
+                "else queues vanish under live listeners",
+            ),
         ):
             if not left < right:
                 raise SettingsError(f"settings break the law {name} ({left:g} against {right:g}): {why}")
-        for name in ("lease_ms", "grace_ms", "sweep_ms", "heartbeat_ms", "max_attempts", "max_batch_events", "concurrency", "async_limit", "queue_high_water"):
+        for name in (
+            "lease_ms",
+            "grace_ms",
+            "sweep_ms",
+            "heartbeat_ms",
+            "max_attempts",
+            "max_batch_events",
+            "concurrency",
+            "async_limit",
+            "queue_high_water",
+        ):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{PREFIX}{name.upper()} must be at least 1, not {getattr(self, name)}")
         if self.max_batch_events > 500:
@@ -187,15 +206,11 @@ def _server_urls(values: Mapping[str, Any], home: Path) -> dict[str, str]:
     if given:
         missing = ", ".join(PREFIX + name.upper() for name in SERVER_URLS if name not in given)
         raise SettingsError(f"half a set of server URLs: {missing} is missing; set all three, or none to use the embedded servers")
-    try:
-        found = json.loads((home / SERVERS_FILE).read_text())
-        return {name: str(found[name]) for name in SERVER_URLS}
-    except FileNotFoundError:
-        raise SettingsError(
-            f"no servers: start them with 'dedup up' (or 'dedup servers') in this folder, or set {', '.join(PREFIX + n.upper() for n in SERVER_URLS)}"
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise SettingsError(f"{home / SERVERS_FILE} is damaged: remove it and run 'dedup up' again") from error
+    recorded = recorded_servers(home)
+    if recorded is not None and any(process.alive for process in recorded.processes):
+        return recorded.urls
+    names = ", ".join(PREFIX + name.upper() for name in SERVER_URLS)
+    raise SettingsError(f"no servers: start them with 'dedup up' (or 'dedup servers') in this folder, or set {names}")
 
 
 def _parsed(name: str, kind: Any, raw: str) -> Any:
