@@ -43,7 +43,12 @@ class Feed:
         self._outage = Outage(f"broadcaster {url}")
         self._lost = threading.Event()
         self._refused: set[str] = set()
-        self._client = socketio.Client(reconnection=False, handle_sigint=False, request_timeout=_CONNECT_TIMEOUT_S)
+        self._client = socketio.Client(
+            reconnection=False,
+            handle_sigint=False,
+            request_timeout=_CONNECT_TIMEOUT_S,
+            websocket_extra_options={"skip_utf8_validation": True},  # byte by byte in Python, and again when it is decoded
+        )
         self._client.on(EVENT, self._on_batches, namespace=NAMESPACE)
         self._client.on("disconnect", self._on_disconnect, namespace=NAMESPACE)
 
