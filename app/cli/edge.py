@@ -6,6 +6,7 @@ from cleaning up.
 
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +21,9 @@ from app.settings import PREFIX, SERVER_URLS, Settings, load_settings
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+_COMMANDS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, C1 too, those that turn the direction of writing, and surrogates, which cannot be written."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
 
@@ -43,7 +47,17 @@ def put(text: str) -> None:
 
 def put_json(value: Any) -> None:
     """One JSON value on one line of standard output; instants as RFC 3339 text, bytes as text."""
-    put(json.dumps(value, default=_plain, ensure_ascii=False))
+    put(json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """A value as JSON on one line, with every character escaped that a terminal could take for a command."""
+    return _COMMANDS.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, default=_plain, ensure_ascii=False))
+
+
+def plain(text: str) -> str:
+    """Somebody else's text without the characters that a terminal could take for a command; line ends and tabs stay."""
+    return _COMMANDS.sub(lambda found: found[0] if found[0] in "\n\t" else f"\\u{ord(found[0]):04x}", text)
 
 
 def _plain(value: Any) -> Any:

@@ -13,8 +13,10 @@ import typer
 from app.cli.audit import audit
 from app.cli.demo import demo
 from app.cli.edge import Interrupted, say
+from app.cli.inspect import inspect
 from app.cli.publish import publish
 from app.cli.servers import servers
+from app.cli.status import status
 from app.cli.up import up
 from app.errors import DedupError
 
@@ -44,7 +46,7 @@ def main(
     """Events from several listeners, each processed once."""
 
 
-for command in (up, demo, publish, audit):
+for command in (up, demo, publish, status, inspect, audit):
     cli.command()(command)
 cli.add_typer(servers, name="servers")
 

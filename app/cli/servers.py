@@ -66,7 +66,7 @@ def status(
     if as_json:
         put_json({"running": info is not None, "home": str(folder), **(_facts(info) if info else {})})
     elif info:
-        put(f"running since they were started by process {info.owner.pid}, with their data in {folder}")
+        put(f"running, started by process {info.owner.pid}, with their data in {folder}")
         for name, url in info.urls.items():
             put(f"{PREFIX}{name.upper()}={url}")
     else:

@@ -1,0 +1,120 @@
+"""The state of a deployment at a glance, read from the stores themselves: nothing of ours needs to run for it.
+
+Guaranteed: a store that is away costs its own part of the answer, which then says why. Not guaranteed: that the parts belong to
+one instant; ``ledger.events`` comes from the collection's metadata, which may be off after a crash of MongoDB (an audit counts).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from pymongo.database import Database
+
+from app.claims import store as claims
+from app.errors import DedupError, TransientError
+from app.presence import Beat, Listener, Presence, known_listeners
+from app.settings import Settings
+from app.stores.failures import Failures
+from app.stores.inbox import Inbox
+from app.stores.meta import deployment_id
+from app.stores.mongo import Document, translated
+from app.stores.pauses import Pauses
+from app.stores.records import utc_now
+
+Facts = dict[str, Any]
+
+
+def overview(db: Database[Document], settings: Settings) -> Facts:
+    """Everything at a glance.
+
+    Returns:
+        ``mongo``, ``redis``: ``{"ok": bool, "error"?}``; ``listeners``: a list, or ``{"error"}``; ``inbox``: ``batches,
+        oldest_age_s``; ``failures``: numbers by state; ``ledger``: ``events``; ``paused``: types; ``sweeper``: ``last_success_s``,
+        seconds ago or None. A part whose store is away is ``{"error": …}``.
+    """
+    mongo: Facts = {"ok": True}
+    inbox = _part(mongo, lambda: _inbox(db))
+    failures = _part(mongo, lambda: dict(sorted(Failures(db).counts().items())))
+    ledger = _part(mongo, lambda: _ledger(db))
+    paused = _part(mongo, lambda: sorted(Pauses(db).paused()))
+    redis: Facts = {"ok": True}
+    presence = _part(mongo, lambda: Presence(claims.connect(settings), deployment_id(db)))
+    if isinstance(presence, Presence):
+        listeners = _part(redis, lambda: _listeners(db, presence, settings))
+        sweeper = _part(redis, lambda: _sweeper(presence))
+    else:
+        listeners = sweeper = presence
+        _part(redis, lambda: _ping(settings))
+    return {
+        "mongo": mongo,
+        "redis": redis,
+        "listeners": listeners,
+        "inbox": inbox,
+        "failures": failures,
+        "ledger": ledger,
+        "paused": paused,
+        "sweeper": sweeper,
+    }
+
+
+def _part(store: Facts, read: Callable[[], Any]) -> Any:
+    """What ``read`` returns; or why it could not, noted with the store, which then is not asked again."""
+    if store["ok"]:
+        try:
+            return read()
+        except TransientError as error:
+            store |= {"ok": False, "error": str(error)}
+    return {"error": store["error"]}
+
+
+def _inbox(db: Database[Document]) -> Facts:
+    inbox = Inbox(db)
+    oldest_at = inbox.oldest_at()
+    age_s = None if oldest_at is None else round(max(0.0, (utc_now() - oldest_at).total_seconds()), 3)
+    return {"batches": inbox.size(), "oldest_age_s": age_s}
+
+
+def _ledger(db: Database[Document]) -> Facts:
+    with translated("counting the ledger"):
+        return {"events": db["events"].estimated_document_count()}
+
+
+def _sweeper(presence: Presence) -> Facts:
+    before_ms = presence.swept_before_ms()
+    return {"last_success_s": None if before_ms is None else round(before_ms / 1000, 1)}
+
+
+def _ping(settings: Settings) -> bool:
+    with claims.translated():
+        return bool(claims.connect(settings).ping())
+
+
+def _listeners(db: Database[Document], presence: Presence, settings: Settings) -> list[Facts]:
+    """Every listener that Redis or MongoDB knows, by name."""
+    heard = {found.name: found for found in presence.listeners(within_ms=settings.listener_retire_s * 1000)}
+    try:
+        known = {name: int((utc_now() - seen_at).total_seconds() * 1000) for name, seen_at in known_listeners(db)}
+    except DedupError:  # MongoDB went away meanwhile: its part of the answer says so
+        known = {}
+    return [_listener(name, heard.get(name), known.get(name, 0), settings) for name in sorted(heard.keys() | known.keys())]
+
+
+def _listener(name: str, heard: Listener | None, known_before_ms: int, settings: Settings) -> Facts:
+    silent_ms = heard.silent_ms if heard else max(0, known_before_ms)
+    nodes = _living(heard, settings.listener_grace_s * 1000) if heard else []
+    return {
+        "name": name,
+        "alive": heard is not None and silent_ms <= settings.listener_grace_s * 1000,
+        "silent_ms": silent_ms,
+        "won": sum(node.won for node in nodes),
+        "skipped": sum(node.skipped for node in nodes),
+        "failed": sum(node.failed for node in nodes),
+        "nodes": [msgspec.structs.asdict(node) for node in nodes],
+    }
+
+
+def _living(heard: Listener, grace_ms: int) -> list[Beat]:
+    """The nodes of a listener that live; where none does, the one heard of last: an ended process is not counted beside its successor."""
+    now_ms = max(node.at_ms for node in heard.nodes) + heard.silent_ms
+    last = max(heard.nodes, key=lambda node: node.at_ms)
+    return [node for node in heard.nodes if now_ms - node.at_ms <= grace_ms] or [last]
