@@ -158,6 +158,8 @@ def test_a_client_that_reads_nothing_grows_nothing_and_delays_nobody(
 def test_it_says_goodbye_when_it_ends(make_settings: Callable[..., Any], tmp_path: Path):
     with broadcaster_process(make_settings(port=0), tmp_path) as (process, url):
         listeners = [Listener(url, "/"), Listener(url, "/bridge", transports=["polling"])]
+        deaf = raw(url)  # never answers a goodbye
         assert process.terminate() == 0
+        deaf.close()
         for listener in listeners:
             eventually(lambda client=listener.client: not client.connected)  # type: ignore[misc]
