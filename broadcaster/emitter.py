@@ -132,7 +132,7 @@ class Emitter:
 
 def as_message(event: Event) -> dict[str, Any]:
     """An event as clients see it: flat as in CloudEvents, with key and digest; binary data as ``data_base64``."""
-    message: dict[str, Any] = {"key": event.key, "digest": event.digest, "type": event.type, "source": event.source}
+    message: dict[str, Any] = event.extra | {"key": event.key, "digest": event.digest, "type": event.type, "source": event.source}
     if event.id is not None:
         message["id"] = event.id
     if event.time is not None:
@@ -141,4 +141,4 @@ def as_message(event: Event) -> dict[str, Any]:
         message["data_base64"] = base64.b64encode(event.data).decode()
     else:
         message["data"] = event.data
-    return message | event.extra
+    return message
