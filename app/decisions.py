@@ -70,7 +70,7 @@ class Decisions:
                 self.failures.remove([(key, digest)])
                 return "it has been processed meanwhile"
             raise DecisionRefused(f"{key} is committed with other content: decide with accept-new, keep-old or discard")
-        now = utc_now()
+        now = self.failures.now()
         again = {"state": "retrying", "attempts": 0, "starts": 0, "due_at": now, "sent_until": None, "updated_at": now}
         me = failure_id(key, digest)
         with translated("retrying a failure"):

@@ -65,7 +65,7 @@ def check(run: Run, won: list[tuple[Entry, Answer]]) -> list[Work]:
             run.confirm([(entry.key, entry.digest)])
             run.tally.skip("failed", own.state)
             run.release([entry.key])
-        elif own is not None and own.due_at is not None and own.due_at > utc_now():
+        elif own is not None and own.due_at is not None and own.due_at > run.runtime.failures.now():
             run.confirm([(entry.key, entry.digest)])
             run.tally.skip("failed", "not due")
             run.release([entry.key])

@@ -7,7 +7,7 @@
 | ``key, digest, type, body`` | | the event |
 | ``attempts`` | int | handler runs that raised |
 | ``starts`` | int | solo runs that began and have not ended: a run that kills or hangs its process leaves its mark here |
-| ``due_at`` | date | state ``retrying``: when to try again |
+| ``due_at`` | date | state ``retrying``: when to try again, by MongoDB's clock |
 | ``sent_until`` | date | the sweeper has sent it, and waits this long before it sends it again |
 | ``reason``, ``error`` | str, document | why; ``{type, message, traceback}`` |
 | ``preferred`` | bool | an operator chose this content among those of its key |
@@ -32,7 +32,7 @@ from pymongo.errors import BulkWriteError, DuplicateKeyError
 
 from app.errors import StoreUnavailable
 from app.naming import MESSAGE_VERSION
-from app.stores.mongo import DUPLICATE_KEY, RAW, Document, translated
+from app.stores.mongo import DUPLICATE_KEY, RAW, Document, server_now, translated
 from app.stores.records import Entry, entry_from, utc_now
 
 BLOCKING = ("retrying", "dead")
@@ -84,6 +84,10 @@ class Failures:
             self.collection.create_index("key", name="key")
             self.collection.create_index([("state", ASCENDING), ("due_at", ASCENDING)], name="due")
 
+    def now(self) -> datetime:
+        """MongoDB's clock, which ``due_at`` and ``sent_until`` are by: hosts need not agree on theirs."""
+        return server_now(self.collection.database)
+
     def of_keys(self, keys: Sequence[str]) -> dict[str, list[Failure]]:
         """Failures by key, in their order, by majority read."""
         with translated("reading failures"):
@@ -115,7 +119,7 @@ class Failures:
         Returns:
             False when a later winner (with a higher token) has written already; then nothing is changed.
         """
-        now = utc_now()
+        now = self.now()
         fields: Document = {
             "state": "dead" if delay_ms is None else "retrying",
             "reason": problem.reason,
@@ -131,7 +135,7 @@ class Failures:
         Returns:
             The failure with its new counts, or None when a later winner has written already.
         """
-        fields: Document = {"state": "retrying", "due_at": utc_now() + timedelta(milliseconds=due_ms)}
+        fields: Document = {"state": "retrying", "due_at": self.now() + timedelta(milliseconds=due_ms)}
         if not self._advance(entry, origin, fields, {"attempts": 0, "starts": 1}, default_reason="a run that has not ended"):
             return None
         with translated("reading a failure"):
@@ -143,7 +147,7 @@ class Failures:
         with translated("recording a failure"):
             self.collection.update_one(
                 {"_id": failure_id(key, digest), "state": "retrying", "starts": {"$gt": 0}},
-                {"$inc": {"starts": -1}, "$set": {"due_at": utc_now(), "sent_until": None}},
+                {"$inc": {"starts": -1}, "$set": {"due_at": self.now(), "sent_until": None}},
             )
 
     def _advance(self, entry: Entry, origin: "Origin", fields: Document, counts: dict[str, int], default_reason: str | None = None) -> bool:
@@ -197,7 +201,7 @@ class Failures:
 
     def due(self, limit: int, *, now: datetime | None = None) -> list[Document]:
         """Failures whose next attempt is due: ``{key, digest, type, batch, accepted_at, starts, attempts, due_at}``."""
-        now = now or utc_now()
+        now = now or self.now()
         query = {"state": "retrying", "due_at": {"$lte": now}, "sent_until": {"$not": {"$gt": now}}}
         fields = _STATE | {"type": 1}
         with translated("reading due failures"):
@@ -208,7 +212,7 @@ class Failures:
         with translated("postponing failures"):
             self.collection.update_many(
                 {"_id": {"$in": [failure_id(k, d) for k, d in pairs]}, "state": "retrying"},
-                {"$set": {"sent_until": utc_now() + timedelta(milliseconds=by_ms)}},
+                {"$set": {"sent_until": self.now() + timedelta(milliseconds=by_ms)}},
             )
 
     def scan(self, after: str, limit: int) -> list[tuple[str, str]]:

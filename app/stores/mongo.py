@@ -7,6 +7,7 @@ what :class:`~app.errors.CommitUnknown` and the callers' idempotent writes are f
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 from bson.codec_options import CodecOptions
@@ -122,3 +123,14 @@ def answers(db: Database[Document]) -> bool:
     except PyMongoError:
         return False
     return True
+
+
+def server_now(db: Database[Document]) -> datetime:
+    """The primary's clock: the one that instants are compared by which one process writes and another one reads.
+
+    Raises:
+        StoreUnavailable: MongoDB is away.
+    """
+    with translated("asking the time"):
+        now: datetime = db.client.admin.command("hello")["localTime"]
+        return now if now.tzinfo else now.replace(tzinfo=UTC)

@@ -12,6 +12,7 @@ from typing import Any
 
 import bson
 import msgspec
+from bson.dbref import DBRef
 from bson.raw_bson import RawBSONDocument
 
 from app.events.event import Event
@@ -78,6 +79,8 @@ def entry_of(event: Event) -> Entry:
 def event_of(entry: Entry) -> Event:
     """The event that an entry holds, decoded."""
     body = bson.decode(entry.body.raw)
+    if b"$ref\x00" in entry.body.raw:
+        body = _without_references(body)
     return Event(
         key=entry.key,
         digest=entry.digest,
@@ -88,6 +91,15 @@ def event_of(entry: Entry) -> Event:
         data=body.get("data"),
         extra=body.get("extra", {}),
     )
+
+
+def _without_references(value: Any) -> Any:
+    """The driver reads ``{"$ref": …, "$id": …}`` as a reference of its own; an event's data is data."""
+    if isinstance(value, DBRef):
+        value = value.as_doc().to_dict()
+    if isinstance(value, dict):
+        return {name: _without_references(part) for name, part in value.items()}
+    return [_without_references(part) for part in value] if isinstance(value, list) else value
 
 
 def inbox_document(batch_id: str, entries: Sequence[Entry], *, door: str, accepted_at: datetime) -> dict[str, Any]:

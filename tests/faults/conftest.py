@@ -19,9 +19,7 @@ def system(settings: Settings, spawn: Spawn, tmp_path: Path) -> Iterator[System]
 
 
 @pytest.fixture
-def private_system(
-    private_servers: EmbeddedServers, private_settings: Settings, spawn: Spawn, tmp_path: Path
-) -> Iterator[System]:
+def private_system(private_servers: EmbeddedServers, private_settings: Settings, spawn: Spawn, tmp_path: Path) -> Iterator[System]:
     """The system on servers that the test may stop and flush."""
     with closing(system_on(private_settings, spawn, tmp_path)) as made:
         made.servers = private_servers

@@ -41,9 +41,7 @@ def test_other_content_during_and_after_processing_and_after_flushall(private_sy
     system.audit()
     (committed,) = system.db.events.find()
     assert committed["body"]["data"] == event["data"]
-    assert {bson.encode(c["body"]["data"]) for c in conflicts(system)} == {
-        bson.encode(e["data"]) for e in (other(event), second, third)
-    }
+    assert {bson.encode(c["body"]["data"]) for c in conflicts(system)} == {bson.encode(e["data"]) for e in (other(event), second, third)}
     assert {c["other_digest"] for c in conflicts(system)} == {committed["digest"]}
 
 

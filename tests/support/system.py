@@ -1,7 +1,7 @@
 """The whole system as real processes, for tests that kill, pause and cut: what producers were told is kept, and audited."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -81,21 +81,21 @@ class System:
     def start_broadcaster(self, name: str = "broadcaster") -> ManagedProcess:
         """Start a broadcaster; its URL becomes the one that events are sent to."""
         process = self._start(name, ["python", "-m", "broadcaster"])
-        self.url = eventually(lambda: ready_url(self.folder / f"{name}.log", process), 20, process.log_tail)
+        self.url = eventually(lambda: ready_url(process), 20, process.log_tail)
         return process
 
-    def start_bridge(self, name: str = "bridge") -> ManagedProcess:
+    def start_bridge(self, name: str = "bridge", *, env: Mapping[str, str] | None = None) -> ManagedProcess:
         """Start a bridge."""
-        return self._start(name, ["python", "-m", "broadcaster.bridge"])
+        return self._start(name, ["python", "-m", "broadcaster.bridge"], env)
 
-    def start_listener(self, name: str, *, node: str = "%h", settings: Settings | None = None) -> ManagedProcess:
+    def start_listener(self, name: str, *, node: str = "%h", env: Mapping[str, str] | None = None) -> ManagedProcess:
         """Start a listener as a user does."""
         argv = ["celery", "-A", "app", "worker", "-n", f"{name}@{node}", "--without-mingle", "--without-gossip"]
-        return self._start(f"{name}-{node.strip('%')}", argv, settings=settings)
+        return self._start(f"{name}-{node.strip('%')}", argv, env)
 
-    def _start(self, name: str, argv: Sequence[str], *, settings: Settings | None = None) -> ManagedProcess:
-        env = {"PYTHONPATH": str(ROOT), "DEDUP_TEST_GATES": str(self.folder / "gates")}
-        process = self.spawn(name, argv, settings=settings or self.settings, env=env)
+    def _start(self, name: str, argv: Sequence[str], env: Mapping[str, str] | None = None) -> ManagedProcess:
+        ours = {"PYTHONPATH": str(ROOT), "DEDUP_TEST_GATES": str(self.folder / "gates")}
+        process = self.spawn(name, argv, settings=self.settings, env=ours | dict(env or {}))
         self.processes[name] = process
         return process
 
