@@ -34,6 +34,7 @@ from broadcaster import problems
 from broadcaster.doors import Doors
 from broadcaster.emitter import Emitter
 from broadcaster.guard import Guard
+from broadcaster.heads import BoundedHeads
 from broadcaster.ingress import Ingress, Stored
 from broadcaster.reads import Reads
 from broadcaster.sockets import MAX_CLIENT_PACKET, Asgi, CutStalledClients, SocketServer
@@ -109,6 +110,7 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 broadcaster.asgi,
                 lifespan="on",
+                http=BoundedHeads,
                 ws="websockets-sansio",
                 log_config=None,
                 access_log=False,

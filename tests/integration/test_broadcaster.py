@@ -14,12 +14,16 @@ import httpx
 import pytest
 from pymongo import MongoClient
 from pymongo.database import Database
+from redis import Redis
 
+from app.claims import store as claims
 from app.embedded.process import ManagedProcess
 from app.embedded.servers import EmbeddedServers
 from app.events.values import MAX_LEVELS
+from app.presence import Beat, Presence
 from app.settings import Settings
 from app.stores.ledger import Ledger
+from app.stores.meta import deployment_id
 from app.stores.records import utc_now
 from tests.support.broadcasters import broadcaster_process
 from tests.support.servers import fresh_settings, remove_data
@@ -265,6 +269,16 @@ def test_a_body_without_end_is_refused_while_it_arrives(broadcaster: Running):
         assert connection.recv(64).startswith(b"HTTP/1.1 413")
 
 
+def test_a_head_without_end_is_refused(broadcaster: Running):
+    with closing(connected(broadcaster)) as connection:
+        connection.sendall(b"GET /stats HTTP/1.1\r\nHost: x\r\nX-Long: ")
+        for _ in range(3):
+            connection.sendall(b"x" * 30_000)
+        assert connection.recv(64).startswith(b"HTTP/1.1 400")
+    long_enough = {"X-Long": "x" * 30_000}
+    assert broadcaster.http.get("/health/live", headers=long_enough).status_code == 200
+
+
 @pytest.mark.parametrize(
     "method, path, kwargs, status",
     [
@@ -360,9 +374,24 @@ def test_numbers(broadcaster: Running):
     assert after["accepted"]["by_type"]["counted"] == 2
     assert after["accepted"]["events"] == before["accepted"]["events"] + 2
     assert after["inbox"]["oldest_age_s"] >= 0
-    assert after["listeners"] == []
     assert after["redis"] == {"ok": True}
     eventually(lambda: broadcaster.http.get("/stats").json()["inbox"]["batches"] == broadcaster.database["inbox"].count_documents({}))
+
+
+def test_numbers_of_listeners_and_queues(broadcaster: Running):
+    assert broadcaster.http.get("/stats").json()["listeners"] == []
+    redis = claims.connect(broadcaster.settings)
+    presence = Presence(redis, deployment_id(broadcaster.database))
+    for node, won in (("listener-1@a", 2), ("listener-1@b", 3)):
+        presence.beat(Beat(node=node, listener="listener-1", pid=1, received_seq=won, won=won, skipped=1))
+    with Redis.from_url(broadcaster.settings.broker_url) as broker:
+        broker.rpush("events.listener-1", "x", "y")
+    (listener,) = eventually(lambda: broadcaster.http.get("/stats").json()["listeners"])
+    assert [listener[name] for name in ("name", "won", "skipped", "failed", "received_seq")] == ["listener-1", 5, 2, 0, 3]
+    assert 0 <= listener["silent_ms"] < 10_000
+    assert len(listener["nodes"]) == 2
+    eventually(lambda: broadcaster.http.get("/stats").json()["queues"] == {"events.listener-1": 2, "events.recovery": 0})
+    redis.close()
 
 
 def test_health(broadcaster: Running):
