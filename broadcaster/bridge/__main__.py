@@ -1,5 +1,7 @@
 """``python -m broadcaster.bridge``: run a bridge until SIGTERM, SIGINT or a closed terminal."""
 
+import logging
+import os
 import signal
 import sys
 import time
@@ -30,6 +32,8 @@ def main() -> None:
     while not told:
         time.sleep(_LOOK_EVERY_S)
     bridge.stop()
+    logging.shutdown()
+    os._exit(0)  # at an ordinary end drivers wait for servers that are away; nothing is left to be done
 
 
 if __name__ == "__main__":

@@ -43,8 +43,7 @@ INTAKE_EVENTS = 50_000
 """So many announced events wait for the forwarder at most: some tens of megabytes."""
 _SOONER = 5
 _AFTER_FAILURE_S = 1.0
-_STOP_WITHIN_S = 1.5
-"""Of the 3 seconds; the rest is for the interpreter, in which drivers join threads of their own."""
+_STOP_WITHIN_S = 2.0
 
 
 class Bridge:
