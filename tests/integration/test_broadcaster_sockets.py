@@ -163,3 +163,4 @@ def test_it_says_goodbye_when_it_ends(make_settings: Callable[..., Any], tmp_pat
         deaf.close()
         for listener in listeners:
             eventually(lambda client=listener.client: not client.connected)  # type: ignore[misc]
+            listener.client.eio.queue.put(None)  # a polling client's writer would otherwise wait for half a minute
