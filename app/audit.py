@@ -85,6 +85,8 @@ def audit(db: Database[Document], *, expected: Iterable[str] | None = None, coun
         StoreUnavailable: MongoDB is away.
     """
     wanted = None if expected is None else list(dict.fromkeys(expected))
+    with translated("auditing"):
+        db.client.admin.command("ping")  # an absent server shows within the usual time, not the longest
     with translated("auditing"), pymongo.timeout(_LONGEST_S):
         # The order of the reads is the order in which an event moves.
         waiting = _waiting(db)

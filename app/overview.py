@@ -5,12 +5,14 @@ one instant; ``ledger.events`` comes from the collection's metadata, which may b
 """
 
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import msgspec
 from pymongo.database import Database
 
 from app.claims import store as claims
+from app.claims.store import Client
 from app.errors import DedupError, TransientError
 from app.presence import Beat, Listener, Presence, known_listeners
 from app.settings import Settings
@@ -38,13 +40,14 @@ def overview(db: Database[Document], settings: Settings) -> Facts:
     ledger = _part(mongo, lambda: _ledger(db))
     paused = _part(mongo, lambda: sorted(Pauses(db).paused()))
     redis: Facts = {"ok": True}
-    presence = _part(mongo, lambda: Presence(claims.connect(settings), deployment_id(db)))
-    if isinstance(presence, Presence):
-        listeners = _part(redis, lambda: _listeners(db, presence, settings))
-        sweeper = _part(redis, lambda: _sweeper(presence))
-    else:
-        listeners = sweeper = presence
-        _part(redis, lambda: _ping(settings))
+    with closing(claims.connect(settings)) as client:
+        presence = _part(mongo, lambda: Presence(client, deployment_id(db)))
+        if isinstance(presence, Presence):
+            listeners = _part(redis, lambda: _listeners(db, presence, settings))
+            sweeper = _part(redis, lambda: _sweeper(presence))
+        else:  # without MongoDB nobody knows under which name Redis keeps them
+            listeners = sweeper = presence
+            _part(redis, lambda: _ping(client))
     return {
         "mongo": mongo,
         "redis": redis,
@@ -84,9 +87,9 @@ def _sweeper(presence: Presence) -> Facts:
     return {"last_success_s": None if before_ms is None else round(before_ms / 1000, 1)}
 
 
-def _ping(settings: Settings) -> bool:
+def _ping(client: Client) -> bool:
     with claims.translated():
-        return bool(claims.connect(settings).ping())
+        return bool(client.ping())
 
 
 def _listeners(db: Database[Document], presence: Presence, settings: Settings) -> list[Facts]:

@@ -53,6 +53,7 @@ class Publisher:
         patience_s: float = 60.0,
         on_wait: Callable[[str, float], None] | None = None,
         sleep: Callable[[float], None] = time.sleep,
+        transport: httpx.BaseTransport | None = None,
     ) -> None:
         """No connection is made yet.
 
@@ -62,13 +63,14 @@ class Publisher:
             patience_s: how long one request is repeated before :class:`NotTaken` is raised.
             on_wait: told before each pause: why, and for how many seconds.
             sleep: waits.
+            transport: another way of the requests than HTTP over a socket.
         """
         self.url = url.rstrip("/")
         self._patience_s = patience_s
         self._on_wait = on_wait
         self._sleep = sleep
         headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
-        self._client = httpx.Client(headers=headers, timeout=_TIMEOUT_S, trust_env=False)
+        self._client = httpx.Client(headers=headers, timeout=_TIMEOUT_S, trust_env=False, transport=transport)
 
     def send(self, events: Sequence[bytes | dict[str, Any]]) -> list[str]:
         """Send one request.

@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import fields, replace
 from functools import partial
 from importlib.util import find_spec
@@ -211,14 +211,21 @@ class Stack:
         return False
 
     def presence(self) -> "Presence":
-        """The listeners' heartbeats."""
+        """The listeners' heartbeats.
+
+        Raises:
+            TransientError: a store is away.
+        """
         if self._presence is None:
             from app.claims import store as claims
             from app.presence import Presence
             from app.stores import mongo
             from app.stores.meta import deployment_id
 
-            self._presence = Presence(claims.connect(self.settings), deployment_id(mongo.connect(self.settings, role="stack")))
+            db = mongo.connect(self.settings, role="stack")
+            with closing(db.client):
+                deployment = deployment_id(db)
+            self._presence = Presence(claims.connect(self.settings), deployment)
         return self._presence
 
 

@@ -4,14 +4,15 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.edge import current_settings, put, put_json
+from app.cli.edge import put, put_json
 from app.errors import PermanentError
+from app.settings import load_settings
 
 if TYPE_CHECKING:
     from app.audit import Audit
@@ -49,14 +50,15 @@ def audit(
     from app.audit import audit as draw
     from app.stores import mongo
 
-    settings = current_settings()
+    settings = load_settings()
     keys = list(_keys(expect)) if expect else None
     db = mongo.connect(settings, role="audit")
-    give_up_at = time.monotonic() + wait
-    found = draw(db, expected=keys, counted_from_start=departures)
-    while found.unfinished and time.monotonic() < give_up_at:
-        time.sleep(_ASK_EVERY_S)
+    with closing(db.client):
+        give_up_at = time.monotonic() + wait
         found = draw(db, expected=keys, counted_from_start=departures)
+        while found.unfinished and time.monotonic() < give_up_at:
+            time.sleep(_ASK_EVERY_S)
+            found = draw(db, expected=keys, counted_from_start=departures)
     if as_json:
         put_json(as_dict(found))
     else:

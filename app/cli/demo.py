@@ -54,12 +54,17 @@ def demo(
     from app.cli.demo_view import View, stream_for
 
     home = (Path(environment().get(PREFIX + "HOME", ".dedup")) / "demo").absolute()
-    with _alone(home), View(stream_for(as_json=as_json)) as view:
-        result = _run(home, events=events, listeners=listeners, handler=handler, view=view)
-    _tell(result, home, as_json=as_json)
-    if not result["ok"]:
-        raise typer.Exit(1)
-    _remove_data(home)
+    with _alone(home):
+        try:
+            with View(stream_for(as_json=as_json)) as view:
+                result = _run(home, events=events, listeners=listeners, handler=handler, view=view)
+        except Interrupted:
+            _remove_data(home)
+            raise
+        _tell(result, home, as_json=as_json)
+        if not result["ok"]:
+            raise typer.Exit(1)
+        _remove_data(home)
 
 
 def _run(home: Path, *, events: int, listeners: int, handler: bool, view: "View") -> dict[str, Any]:
@@ -120,11 +125,12 @@ def _feed_and_audit(stack: "Stack", events: int, view: "View", *, counted: bool)
         watch = Watch(stack, db, feed, events)
         done_at = watch.until_finished(view)
         last = watch.last_beats()
+        view.end(last)
+        view.note("auditing")
+        found = audit(db, expected=feed.keys, counted_from_start=counted)
     finally:
         feed.stop()
-    view.end(last)
-    view.note("auditing")
-    found = audit(db, expected=feed.keys, counted_from_start=counted)
+        db.client.close()
     return _result(stack, feed, found, last, seconds=max(done_at - feed.bulk_at, 0.001))
 
 

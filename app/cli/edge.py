@@ -1,4 +1,4 @@
-"""What all commands share at the edge to the terminal: settings, words on standard error, JSON, signals.
+"""What all commands share at the edge to the terminal: words on standard error, data on standard output, signals.
 
 Guaranteed: data goes to standard output, everything else to standard error; a terminal or pipe that has gone away stops nobody
 from cleaning up.
@@ -16,8 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from app.errors import SettingsError
-from app.settings import PREFIX, SERVER_URLS, Settings, load_settings
+from app.settings import PREFIX, SERVER_URLS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -89,22 +88,6 @@ def names_servers(env: dict[str, str]) -> bool:
     return any(PREFIX + name.upper() in env for name in SERVER_URLS)
 
 
-def current_settings() -> Settings:
-    """The settings of a command that talks to running servers.
-
-    Raises:
-        SettingsError: none are named or running; also when the embedded ones of this folder have ended.
-    """
-    settings = load_settings()
-    if not names_servers(environment()):
-        from app.embedded.serverinfo import recorded_servers
-
-        info = recorded_servers(settings.home)
-        if info and not any(process.alive for process in info.processes):
-            raise SettingsError(f"the servers of {settings.home} are not running: start them with 'dedup up' (or 'dedup servers')")
-    return settings
-
-
 class Interrupted(BaseException):
     """A signal asks this process to end.
 
@@ -121,8 +104,8 @@ class Signals:
     """How a command that has children meets SIGINT, SIGTERM and SIGHUP (a closed terminal).
 
     The first one raises :class:`Interrupted` wherever the main thread is. From then on, and after :meth:`ending`, each one calls
-    ``hurry`` instead, so that a stop under way is cut short but never broken off. A signal that the starter of this process has
-    ignored (``nohup``) stays ignored.
+    ``hurry`` instead, so that a stop under way is cut short but never broken off. A hang-up that the starter of this process has
+    ignored (``nohup``) stays ignored; SIGINT does not, for a shell ignores it for everything that it starts with ``&``.
 
     Attributes:
         hurry: called by the second signal; must not raise.
@@ -138,7 +121,7 @@ class Signals:
         before = {number: signal.getsignal(number) for number in _SIGNALS}
         try:
             for number, handler in before.items():
-                if handler is not signal.SIG_IGN:
+                if handler is not signal.SIG_IGN or number == signal.SIGINT:
                     signal.signal(number, self._on_signal)
             yield self
         finally:

@@ -1,12 +1,14 @@
 """``dedup inspect``: the story of one event."""
 
+from contextlib import closing
 from datetime import datetime
 from typing import Annotated, Any
 from urllib.parse import unquote
 
 import typer
 
-from app.cli.edge import current_settings, json_text, plain, put, put_json
+from app.cli.edge import json_text, plain, put, put_json
+from app.settings import load_settings
 
 _SHOWN_CHARACTERS = 2_000
 """So much of an event's data is shown; ``--json`` has all of it."""
@@ -23,9 +25,11 @@ def inspect(
     from app.stores import mongo
     from app.story import story_of
 
-    settings = current_settings()
+    settings = load_settings()
     key = key_in(key)
-    story = story_of(mongo.connect(settings, role="inspect"), settings, key)
+    db = mongo.connect(settings, role="inspect")
+    with closing(db.client):
+        story = story_of(db, settings, key)
     if as_json:
         put_json(story or {"key": key, "state": "unknown"})
     elif story:

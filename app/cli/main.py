@@ -59,7 +59,7 @@ def run() -> NoReturn:
 def exit_code(arguments: list[str]) -> int:
     """Run a command; the code to exit with."""
     try:
-        cli(arguments, standalone_mode=True)
+        cli(arguments, prog_name="dedup")
     except SystemExit as ended:
         return _flushed(ended.code if isinstance(ended.code, int) else int(bool(ended.code)))
     except DedupError as error:

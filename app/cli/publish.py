@@ -35,7 +35,7 @@ class Format(StrEnum):
 
 
 def publish(
-    file: Annotated[str, typer.Argument(help="A file, or - for standard input.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A file, or - for standard input.")],
     format: Annotated[Format | None, typer.Option(help="Of the file [default: by its suffix; jsonl for standard input].")] = None,
     type: Annotated[str | None, typer.Option(help="CSV: the type of the events.")] = None,
     source: Annotated[str | None, typer.Option(help="CSV: their source [default: the file's name].")] = None,
@@ -71,13 +71,16 @@ def publish(
         sending = Sending(publisher, keep_going=keep_going, note=progress.note)
         on_bad = sending.bad_line if keep_going else refuse
         lines = csv_rows(progress.reading(), row, on_bad) if row else json_lines(progress.reading(), on_bad)
+        ended = False
         try:
             for group in batches(lines, batch):
                 sending.send(group)
                 progress.show(sending.sent)
+            ended = True
         finally:
             progress.end()
-            _sum_up(sending, publisher.url, as_json=as_json)
+            if ended or sending.sent or as_json:
+                _sum_up(sending, publisher.url, as_json=as_json)
     if sending.bad:
         raise typer.Exit(1)
 

@@ -1,10 +1,12 @@
 """``dedup status``: the state at a glance."""
 
+from contextlib import closing
 from typing import Annotated, Any
 
 import typer
 
-from app.cli.edge import console, current_settings, plain, put, put_json
+from app.cli.edge import console, plain, put, put_json
+from app.settings import load_settings
 
 
 def status(as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")] = False) -> None:
@@ -16,8 +18,10 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="One JSON object
     from app.overview import overview
     from app.stores import mongo
 
-    settings = current_settings()
-    facts = overview(mongo.connect(settings, role="status"), settings)
+    settings = load_settings()
+    db = mongo.connect(settings, role="status")
+    with closing(db.client):
+        facts = overview(db, settings)
     if as_json:
         put_json(facts)
     else:
