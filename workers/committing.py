@@ -20,8 +20,8 @@ from workers.handling import HandlerRaised, run_at_least_once
 from workers.run import Run, Work
 from workers.transaction import ClaimLost, CommitLost, commit_async_transaction_of, commit_transaction_of, ledger_document
 
-BATCH_TRIES = 3
-"""Tries of a slice's transaction against write conflicts, before its events run one by one."""
+LONGEST_PAUSE_S = 0.05
+"""Between two tries against write conflicts: about as long as another listener's transaction takes."""
 
 
 class TookTooLong(PermanentError):
@@ -193,22 +193,25 @@ def error_code(error: PyMongoError) -> int | None:
 
 
 def _went_together(run: Run, works: Sequence[Work], session: ClientSession) -> bool:
-    for attempt in range(BATCH_TRIES):
+    """Commit a slice in one transaction, waiting for others that hold its documents; False when it must go one by one."""
+    give_up_at = time.monotonic() + min(work.policy.max_handler_s for work in works)
+    tries = 0
+    while True:
+        tries += 1
         try:
             commit_transaction_of(run, works, session)
         except PyMongoError as error:
             if not answers(run.runtime.db):
                 raise StoreUnavailable(f"MongoDB did not answer while committing: {first_line(error)}") from error
-            if not error.has_error_label("TransientTransactionError"):
-                break
-            time.sleep(random.uniform(0.002, 0.02) * (attempt + 1))
+            if not error.has_error_label("TransientTransactionError") or time.monotonic() > give_up_at:
+                run.log.info("batch.one_by_one", events=len(works), tries=tries, reason=first_line(error))
+                return False
+            time.sleep(random.uniform(0.001, LONGEST_PAUSE_S * min(1.0, tries / 5)))  # noqa: S311 - spreads retries
         except (HandlerRaised, ClaimLost, CommitLost) as error:
-            run.log.info("batch.one_by_one", events=len(works), reason=type(error).__name__)
+            run.log.info("batch.one_by_one", events=len(works), tries=tries, reason=type(error).__name__)
             return False
         else:
             return True
-    run.log.info("batch.one_by_one", events=len(works), reason="write conflicts")
-    return False
 
 
 def _ran_at_least_once(run: Run, work: Work) -> bool:

@@ -1,4 +1,4 @@
-"""The bank: credits by ``$inc`` under random kills, pauses and flushes; faults 1, 3, 8, 12 together."""
+"""The bank: payments by ``$inc`` under random kills, pauses and flushes; faults 1, 3, 8, 12 together."""
 
 import os
 import random
@@ -17,7 +17,7 @@ def test_balances_equal_the_unique_credits_exactly(private_system: System) -> No
     print(f"DEDUP_SEED={seed}")
     system = private_system
     system.up(3)
-    credits = [
+    payments = [
         {
             "type": "fault.credit",
             "source": "bank",
@@ -27,7 +27,7 @@ def test_balances_equal_the_unique_credits_exactly(private_system: System) -> No
         for n in range(3_000)
     ]
     stop = threading.Event()
-    feeder = threading.Thread(target=_feed, args=(system, credits, random.Random(seed), stop))
+    feeder = threading.Thread(target=_feed, args=(system, payments, random.Random(seed), stop))
     feeder.start()
     try:
         _harass(system, random.Random(seed + 1))
@@ -43,15 +43,15 @@ def test_balances_equal_the_unique_credits_exactly(private_system: System) -> No
     assert {d["_id"]: d["balance"] for d in system.db.accounts.find()} == {a: sum_ for a, sum_ in expected.items() if sum_}
 
 
-def _feed(system: System, credits: list[dict[str, object]], chance: random.Random, stop: threading.Event) -> None:
-    """Send all credits in small requests, and a third of them again."""
+def _feed(system: System, payments: list[dict[str, object]], chance: random.Random, stop: threading.Event) -> None:
+    """Send all payments in small requests, and a third of them again."""
     at = 0
-    while at < len(credits) and not stop.is_set():
+    while at < len(payments) and not stop.is_set():
         size = chance.randint(1, 60)
-        system.accept(credits[at : at + size])
+        system.accept(payments[at : at + size])
         if at and chance.random() < 0.33:
             again = chance.randrange(at)
-            system.accept(credits[again : again + 20])
+            system.accept(payments[again : again + 20])
         at += size
         time.sleep(0.05)
 

@@ -4,13 +4,13 @@ Python imports this file at start when its folder is on ``PYTHONPATH``. libfaket
 monotonic deadlines of ``time.sleep`` as well.
 """
 
-import datetime
+import datetime as dt
 import os
 import time
 from typing import Any
 
 _OFFSET_S = int(os.environ["TEST_CLOCK_OFFSET_S"])
-_true_time, _true_time_ns, _true_datetime = time.time, time.time_ns, datetime.datetime
+_true_time, _true_time_ns, _true_datetime = time.time, time.time_ns, dt.datetime
 
 
 class _Meta(type):
@@ -20,14 +20,14 @@ class _Meta(type):
 
 class _Datetime(_true_datetime, metaclass=_Meta):
     @classmethod
-    def now(cls, tz: datetime.tzinfo | None = None) -> Any:
+    def now(cls, tz: dt.tzinfo | None = None) -> Any:
         return _true_datetime.fromtimestamp(time.time(), tz)
 
     @classmethod
     def utcnow(cls) -> Any:
-        return _true_datetime.fromtimestamp(time.time(), datetime.UTC).replace(tzinfo=None)
+        return _true_datetime.fromtimestamp(time.time(), dt.UTC).replace(tzinfo=None)
 
 
 time.time = lambda: _true_time() + _OFFSET_S
 time.time_ns = lambda: _true_time_ns() + _OFFSET_S * 1_000_000_000
-datetime.datetime = _Datetime  # type: ignore[misc]
+dt.datetime = _Datetime  # type: ignore[misc]
