@@ -12,12 +12,12 @@ CODE := app workers broadcaster
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo up test faults lint format types imports check lock clean
+.PHONY: help setup demo up test faults test-containers lint format types imports check lock clean
 
 help: ## List the targets.
 	@echo "usage: make TARGET   (PYTHON=python3.12 picks the interpreter, VENV=folder the environment)"
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP) ## Make .venv from the lock files (the other targets do it by themselves).
 
@@ -47,6 +47,9 @@ test: $(STAMP) ## All tests but the fault suite, a few minutes (ARGS="-k claim" 
 faults: $(STAMP) ## The fault suite: kills, pauses and cuts on real processes and servers.
 	@$(BIN)/pytest tests/faults $(ARGS)
 
+test-containers: $(STAMP) ## The tests that need a Docker engine: the image, docker-compose.yml, pytest-celery, a fresh machine.
+	@$(BIN)/pytest -m containers tests/celery tests/containers $(ARGS)
+
 lint: $(STAMP) ## Style and formatting (ruff).
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -66,6 +69,7 @@ check: lint types imports test ## lint, types, imports and test.
 lock: $(STAMP) ## Write the lock files anew, with the newest versions that pyproject.toml allows.
 	@$(BIN)/uv pip compile --quiet --upgrade --group build --output-file requirements-build.lock
 	@$(BIN)/uv pip compile --quiet --upgrade --all-extras pyproject.toml --output-file requirements.lock
+	@$(BIN)/uv pip compile --quiet --constraint requirements.lock pyproject.toml --output-file requirements-runtime.lock
 	@echo "Locked; 'make setup' installs it."
 
 clean: ## Remove .venv and caches; data in .dedup stays.

