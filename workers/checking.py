@@ -7,7 +7,7 @@ two was unfinished when it was seen in the first.
 from datetime import timedelta
 
 from app.claims.store import Answer
-from app.stores.failures import BLOCKING, Failure
+from app.stores.failures import Failure, ahead_of
 from app.stores.progress import Pair
 from app.stores.records import Entry, utc_now
 from workers.failing import quarantine, store_stale
@@ -58,8 +58,9 @@ def check(run: Run, won: list[tuple[Entry, Answer]]) -> list[Work]:
             else:
                 conflicts.append((entry, committed.digest))
             continue
-        own, other = _own_and_other(failures.get(entry.key, []), entry.digest)
-        if other is not None and (own is None or other.order < own.order):
+        found = failures.get(entry.key, [])
+        own = next((f for f in found if f.digest == entry.digest), None)
+        if (other := ahead_of(found, entry.digest)) is not None:
             conflicts.append((entry, other.digest))
         elif own is not None and own.state != "retrying":
             run.confirm([(entry.key, entry.digest)])
@@ -91,12 +92,6 @@ def _work(run: Run, entry: Entry, answer: Answer, failure: Failure | None) -> Wo
         failure=failure,
         suspect=bool(handlers) and suspect,
     )
-
-
-def _own_and_other(found: list[Failure], digest: str) -> tuple[Failure | None, Failure | None]:
-    own = next((f for f in found if f.digest == digest), None)
-    other = next((f for f in found if f.digest != digest and f.state in BLOCKING), None)
-    return own, other
 
 
 def _is_stale(run: Run, entry: Entry) -> bool:

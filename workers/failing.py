@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 
 from app.errors import TransientError
-from app.stores.failures import Problem
+from app.stores.failures import Problem, ahead_of
 from app.stores.records import Entry
 from workers.handlers import PermanentFailure, RetryLater
 from workers.run import Run, Work
@@ -62,36 +62,54 @@ def _record(run: Run, work: Work, problem: Problem, *, delay_ms: int | None, cou
 
 
 def quarantine(run: Run, conflicts: Sequence[tuple[Entry, str]]) -> None:
-    """Store events whose key is held with another digest, unless MongoDB shows this digest as finished or its type ignores it.
+    """Store events whose key MongoDB shows to be held with other content, unless it shows theirs as finished too.
+
+    A claim alone proves nothing: its holder may give it back, and two contents would keep each other out for ever. So an
+    event that only Redis finds in conflict is left; the sweeper sends it again, when the other content is stored.
+
+    Args:
+        run: the task's execution.
+        conflicts: events, each with the digest that was seen to hold its key.
 
     Raises:
-        StoreUnavailable, CommitUnknown: MongoDB is away.
+        StoreUnavailable, CommitUnknown, ClaimsUnavailable: a server is away.
     """
     if not conflicts:
         return
-    ledger = run.runtime.ledger.find([entry.key for entry, _ in conflicts])
-    for entry, other_digest in conflicts:
+    keys = [entry.key for entry, _ in conflicts]
+    failures = run.runtime.failures.of_keys(keys)
+    ledger = run.runtime.ledger.find(keys)
+    refuted: list[tuple[str, str]] = []
+    for entry, seen in conflicts:
         committed = ledger.get(entry.key)
-        pair = (entry.key, entry.digest)
+        other = ahead_of(failures.get(entry.key, []), entry.digest)
+        ignore = run.runtime.policies.of(entry.type).on_conflict == "ignore"
         if committed is not None and entry.digest in committed.digests:
-            run.confirm([pair])
+            run.confirm([(entry.key, entry.digest)])
             run.tally.skip("done", committed.listener)
-        elif run.runtime.policies.of(entry.type).on_conflict == "ignore":
-            _ignore(run, entry, committed is not None)
-        else:
-            other = committed.digest if committed is not None else other_digest
-            run.runtime.failures.record_final(
-                [(entry, run.origin(0), "conflict", {"reason": "same key, other content", "other_digest": other})]
-            )
-            run.confirm([pair])
-            run.tally.fail("conflict")
-            run.log.warning("event.conflict", key=entry.key, digest=entry.digest, other_digest=other)
+        elif committed is not None and ignore:
+            _ignore(run, entry)
+        elif committed is not None:
+            _store_conflict(run, entry, committed.digest)
+        elif other is None:
+            refuted.append((entry.key, seen))
+        elif not ignore or other.state == "dead":
+            _store_conflict(run, entry, other.digest)
         run.release([entry.key])
+    run.claims.forget_done([key for key, _ in refuted], [digest for _, digest in refuted])
 
 
-def _ignore(run: Run, entry: Entry, in_ledger: bool) -> None:
-    """Count the other content as refused, once the ledger has the key; before that, leave it to the sweeper."""
-    if in_ledger and run.runtime.ledger.reject(entry.key, entry.digest):
+def _store_conflict(run: Run, entry: Entry, other_digest: str) -> None:
+    more = {"reason": "same key, other content", "other_digest": other_digest}
+    run.runtime.failures.record_final([(entry, run.origin(0), "conflict", more)])
+    run.confirm([(entry.key, entry.digest)])
+    run.tally.fail("conflict")
+    run.log.warning("event.conflict", key=entry.key, digest=entry.digest, other_digest=other_digest)
+
+
+def _ignore(run: Run, entry: Entry) -> None:
+    """Count the other content as refused by the committed one; left when that has gone meanwhile."""
+    if run.runtime.ledger.reject(entry.key, entry.digest):
         run.confirm([(entry.key, entry.digest)])
         run.tally.skip("ignored", "conflict")
 

@@ -20,6 +20,7 @@ from pymongo.database import Database
 
 from app.errors import DedupError, HandlerSetupError, PermanentError
 from app.events.event import Event
+from app.events.values import find_fault
 from app.stores.mongo import Document
 
 MAX_RESULT_BYTES = 64 * 1024
@@ -179,7 +180,7 @@ def checked_result(results: Sequence[Any]) -> Any:
     """What the ledger keeps of the values that an event's handlers returned: None, the one value, or the list of them.
 
     Raises:
-        ResultRefused: not JSON, or more than 64 KiB of it.
+        ResultRefused: not JSON, more than 64 KiB of it, or something in it that MongoDB cannot hold.
     """
     kept = [value for value in results if value is not None]
     if not kept:
@@ -191,7 +192,10 @@ def checked_result(results: Sequence[Any]) -> Any:
         raise ResultRefused(f"the handler's result is not JSON: {error}") from error
     if len(text) > MAX_RESULT_BYTES:
         raise ResultRefused(f"the handler's result is too large: {len(text)} bytes of JSON, at most {MAX_RESULT_BYTES}")
-    return json.loads(text)
+    kept_value = json.loads(text)
+    if (fault := find_fault(kept_value)) is not None:
+        raise ResultRefused(f"MongoDB cannot hold the handler's result: result{fault.path} {fault.reason}")
+    return kept_value
 
 
 def matches(pattern: str, type: str) -> bool:

@@ -14,6 +14,7 @@ class LoopThread:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run ``coroutine`` on the loop; wait for what it returns or raises."""
@@ -23,12 +24,16 @@ class LoopThread:
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._loop.run_forever, name="async-handlers", daemon=True).start()
+                self._thread = threading.Thread(target=self._loop.run_forever, name="async-handlers", daemon=True)
+                self._thread.start()
             return self._loop
 
     def close(self) -> None:
-        """Stop the loop."""
+        """Stop the loop; one whose thread does not end at once is left to the end of the process."""
         with self._lock:
-            if self._loop is not None:
+            if self._loop is not None and self._thread is not None:
                 self._loop.call_soon_threadsafe(self._loop.stop)
-                self._loop = None
+                self._thread.join(1.0)
+                if not self._thread.is_alive():
+                    self._loop.close()
+                self._loop = self._thread = None

@@ -15,7 +15,7 @@
 | ``token`` | long | fencing token of the last writer; an older writer changes nothing |
 | ``batch, accepted_at, first_failed_at, updated_at, listener`` | | where it came from, when, by whom |
 
-State machine: ``retrying -> dead | (gone, once the ledger has it)``; the others stay until an operator decides. The ledger
+State machine: ``retrying -> dead | conflict | stale | (gone, once the ledger has it)``; the others stay until an operator decides. The ledger
 wins: a document whose (key, digest) is in the ledger is garbage, and removed by whoever sees it.
 """
 
@@ -169,8 +169,9 @@ class Failures:
         return True
 
     def record_final(self, entries: Sequence[tuple[Entry, "Origin", str, Document]]) -> None:
-        """Store events in a final state: ``(entry, origin, state, more fields)``; one that is there already stays as it is.
+        """Store events in a final state: ``(entry, origin, state, more fields)``.
 
+        One that is there as ``retrying`` gets that state and is tried no more; in any other state it stays as it is.
         Used for ``conflict`` (with ``other_digest``), ``stale``, and ``malformed``.
         """
         now = utc_now()
@@ -196,8 +197,17 @@ class Failures:
                 self.collection.insert_many(documents, ordered=False)
             except BulkWriteError as error:
                 details = error.details or {}
-                if details.get("writeConcernErrors") or any(e["code"] != DUPLICATE_KEY for e in details.get("writeErrors", [])):
+                errors = details.get("writeErrors", [])
+                if details.get("writeConcernErrors") or any(e["code"] != DUPLICATE_KEY for e in errors):
                     raise StoreUnavailable("MongoDB did not store the failures") from error
+                self._finalize([entries[e["index"]] for e in errors], now)
+
+    def _finalize(self, entries: Sequence[tuple[Entry, "Origin", str, Document]], now: datetime) -> None:
+        for entry, _, state, more in entries:
+            self.collection.update_one(
+                {"_id": failure_id(entry.key, entry.digest), "state": "retrying"},
+                {"$set": {"state": state, "due_at": None, "sent_until": None, "updated_at": now, **more}},
+            )
 
     def due(self, limit: int, *, now: datetime | None = None) -> list[Document]:
         """Failures whose next attempt is due: ``{key, digest, type, batch, accepted_at, starts, attempts, due_at}``."""
@@ -237,6 +247,12 @@ class Failures:
         """The whole documents of a key, oldest first."""
         with translated("reading failures"):
             return list(self.collection.find({"key": key}).sort("first_failed_at", ASCENDING))
+
+
+def ahead_of(found: Sequence[Failure], digest: str) -> Failure | None:
+    """Of the failures of one key: other content that waits or is dead, and that comes before this one; or None."""
+    own = next((f for f in found if f.digest == digest), None)
+    return next((f for f in found if f.digest != digest and f.state in BLOCKING and (own is None or f.order < own.order)), None)
 
 
 class Origin(msgspec.Struct, frozen=True):
