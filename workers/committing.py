@@ -206,7 +206,7 @@ def _went_together(run: Run, works: Sequence[Work], session: ClientSession) -> b
             if not error.has_error_label("TransientTransactionError") or time.monotonic() > give_up_at:
                 run.log.info("batch.one_by_one", events=len(works), tries=tries, reason=first_line(error))
                 return False
-            time.sleep(random.uniform(0.001, LONGEST_PAUSE_S * min(1.0, tries / 5)))  # noqa: S311 - spreads retries
+            time.sleep(random.uniform(0.001, LONGEST_PAUSE_S * min(1.0, tries / 5)))
         except (HandlerRaised, ClaimLost, CommitLost) as error:
             run.log.info("batch.one_by_one", events=len(works), tries=tries, reason=type(error).__name__)
             return False

@@ -13,6 +13,7 @@ import typer
 from app.cli.audit import audit
 from app.cli.demo import demo
 from app.cli.edge import Interrupted, say
+from app.cli.failures import failures, pause, resume
 from app.cli.inspect import inspect
 from app.cli.publish import publish
 from app.cli.servers import servers
@@ -46,8 +47,9 @@ def main(
     """Events from several listeners, each processed once."""
 
 
-for command in (up, demo, publish, status, inspect, audit):
+for command in (up, demo, publish, status, inspect, audit, pause, resume):
     cli.command()(command)
+cli.add_typer(failures, name="failures")
 cli.add_typer(servers, name="servers")
 
 
