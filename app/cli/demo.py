@@ -114,7 +114,7 @@ def _settings(home: Path, *, handler: bool) -> Settings:
 
 
 def _feed_and_audit(stack: "Stack", events: int, view: "View", *, counted: bool) -> dict[str, Any]:
-    from app.audit import audit
+    from app.audit import COUNTS, audit
     from app.cli.demo_feed import Feed
     from app.stores import mongo
 
@@ -128,10 +128,11 @@ def _feed_and_audit(stack: "Stack", events: int, view: "View", *, counted: bool)
         view.end(last)
         view.note("auditing")
         found = audit(db, expected=feed.keys, counted_from_start=counted)
+        departures = {str(row["_id"]): int(row["count"]) for row in db[COUNTS].find().sort("_id")}
     finally:
         feed.stop()
         db.client.close()
-    return _result(stack, feed, found, last, seconds=max(done_at - feed.bulk_at, 0.001))
+    return _result(stack, feed, found, last, seconds=max(done_at - feed.bulk_at, 0.001)) | {"departures": departures}
 
 
 def _result(stack: "Stack", feed: "Feed", found: "Audit", last: "Snapshot", *, seconds: float) -> dict[str, Any]:
@@ -245,6 +246,8 @@ def _tell(result: dict[str, Any], home: Path, *, as_json: bool) -> None:
         lines.append(f"{result['failures']:,} failures · {result['unfinished']:,} unfinished")
     if result["bulk_events"]:
         lines.append(f"in bulk: {result['bulk_events']:,} events in {result['seconds']:.1f} s, {result['events_per_s']:,.0f} a second")
+    if result["departures"]:
+        lines.append("counted by the example handler: " + ", ".join(f"{airport} {n:,}" for airport, n in result["departures"].items()))
     lines.append(f"Flower was at {result['flower_url']}; 'make up' keeps everything running")
     if not result["ok"]:
         lines.append(f"the balance does NOT hold; data and logs stay in {home}")

@@ -62,7 +62,7 @@ def plan(*, home: Path | None, port: int | None, flower_port: int | None) -> tup
 
     Raises:
         SettingsError: they are malformed, or name half a set of servers.
-        ServerStartError: a port that was asked for is taken.
+        ServerStartError: a port that was asked for is taken, or servers run in that home already.
     """
     from app.stack import placeholder_urls
 
@@ -72,6 +72,8 @@ def plan(*, home: Path | None, port: int | None, flower_port: int | None) -> tup
     if home:
         overrides["home"] = home.absolute()
     settings = load_settings(**overrides)
+    if embedded:
+        _refuse_second(settings.home)
     broadcaster_port = _port(port, settings.port, PREFIX + "PORT" in env, "the broadcaster", taken=None)
     return (
         replace(
@@ -82,6 +84,18 @@ def plan(*, home: Path | None, port: int | None, flower_port: int | None) -> tup
         ),
         embedded,
     )
+
+
+def _refuse_second(home: Path) -> None:
+    from app.embedded.servers import running_servers
+    from app.errors import ServerStartError
+
+    info = running_servers(home)
+    if info and info.owner.alive:
+        raise ServerStartError(
+            f"servers run in {home} already (process {info.owner.pid}): stop them there with Ctrl-C or 'dedup servers stop', "
+            "or give this one another --home"
+        )
 
 
 def _port(option: int | None, setting: int, was_set: bool, who: str, *, taken: int | None) -> int:
