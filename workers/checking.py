@@ -72,8 +72,10 @@ def check(run: Run, won: list[tuple[Entry, Answer]]) -> list[Work]:
             run.release([entry.key])
         elif _is_stale(run, entry):
             stale.append(entry)
+        elif (token := _token(run, answer, own)) is None:
+            run.release([entry.key])
         else:
-            works.append(_work(run, entry, answer, own))
+            works.append(_work(run, entry, answer, token, own))
     run.confirm((entry.key, entry.digest) for entry in done)
     run.complete(entry.key for entry in done)
     quarantine(run, conflicts)
@@ -81,12 +83,24 @@ def check(run: Run, won: list[tuple[Entry, Answer]]) -> list[Work]:
     return works
 
 
-def _work(run: Run, entry: Entry, answer: Answer, failure: Failure | None) -> Work:
+def _token(run: Run, answer: Answer, failure: Failure | None) -> int | None:
+    """The token to work under, which no earlier writer of the failure had; None when the claim is another's by now.
+
+    A failure with a higher token was written by a later winner, or before the clock of Redis went back. In the second case the
+    claim is still ours, and goes on above that token; or else its attempts would never be counted.
+    """
+    if failure is None or failure.token <= answer.token:
+        return answer.token
+    [found] = run.claims.inspect([failure.key])
+    return failure.token + 1 if found is not None and found.claim_id == run.claim_id else None
+
+
+def _work(run: Run, entry: Entry, answer: Answer, token: int, failure: Failure | None) -> Work:
     handlers = run.runtime.handlers.for_type(entry.type)
     suspect = answer.taken_over or run.delivery.forwards >= SUSPECT_FORWARDS or (failure is not None and failure.starts > 0)
     return Work(
         entry=entry,
-        token=answer.token,
+        token=token,
         handlers=handlers,
         policy=run.runtime.policies.of(entry.type),
         failure=failure,

@@ -3,6 +3,7 @@
 from bson.binary import Binary
 
 from app.claims.store import Answer
+from app.errors import ClaimsUnavailable
 from app.stores.mongo import translated
 from workers.run import Key3, Run
 
@@ -18,14 +19,18 @@ def claim(run: Run, events: list[Key3], *, lease_ms: int, session: str) -> tuple
     Raises:
         ClaimsUnavailable: Redis is away.
     """
-    answers = run.claims.claim(
-        [key for key, _, _ in events],
-        [digest for _, digest, _ in events],
-        claim_id=run.claim_id,
-        owner=run.listener,
-        lease_ms=lease_ms,
-        session=session,
-    )
+    try:
+        answers = run.claims.claim(
+            [key for key, _, _ in events],
+            [digest for _, digest, _ in events],
+            claim_id=run.claim_id,
+            owner=run.listener,
+            lease_ms=lease_ms,
+            session=session,
+        )
+    except ClaimsUnavailable:
+        run.held.update((key, digest) for key, digest, _ in events)  # some may be claimed: they are given back at the end
+        raise
     won: list[Claimed] = []
     conflicting: list[Claimed] = []
     for event, answer in zip(events, answers, strict=True):

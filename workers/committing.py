@@ -90,13 +90,13 @@ def commit_suspect(run: Run, work: Work, session: ClientSession) -> None:
         return
     due_ms = int(work.policy.max_handler_s * 1000) + 2 * run.runtime.settings.lease_ms
     with run.runtime.alone:
-        failure = run.runtime.failures.record_start(work.entry, run.origin(work.token), due_ms=due_ms)
-        if failure is None:
-            run.release([work.entry.key])
-            return
-        work.failure, work.started = failure, True
-        run.log.info("event.solo", key=work.entry.key, token=work.token, starts=failure.starts)
         try:
+            failure = run.runtime.failures.record_start(work.entry, run.origin(work.token), due_ms=due_ms)
+            if failure is None:
+                run.release([work.entry.key])
+                return
+            work.failure, work.started = failure, True
+            run.log.info("event.solo", key=work.entry.key, token=work.token, starts=failure.starts)
             if _ran_at_least_once(run, work):
                 commit_alone(run, work, session)
         except TransientError:
@@ -175,6 +175,9 @@ def _judged(run: Run, work: Work, error: PyMongoError, give_up_at: float) -> boo
         judge_taken(run, [work])
     elif not answers(run.runtime.db):
         raise StoreUnavailable(f"MongoDB did not answer while committing: {first_line(error)}") from error
+    elif time.monotonic() > give_up_at and not work.began:
+        run.log.info("event.locked", key=work.entry.key, reason=first_line(error))  # by somebody's open transaction: no attempt
+        run.release([work.entry.key])
     elif time.monotonic() > give_up_at:
         limit = f"its transaction did not end within {work.policy.max_handler_s:g} s"
         record_failure(run, work, TookTooLong(f"{limit}: {first_line(error)}"))

@@ -130,14 +130,14 @@ def store_stale(run: Run, entries: Sequence[Entry]) -> None:
 def note_ended_starts(runtime: Runtime) -> None:
     """Take back the starts of solo runs that an outage ended: they are nobody's attempt."""
     while runtime.unended:
-        pair = runtime.unended[0]
-        runtime.failures.end_start(*pair)
-        runtime.unended.remove(pair)
+        start = runtime.unended[0]
+        runtime.failures.end_start(*start)
+        runtime.unended.remove(start)
 
 
 def start_was_interrupted(run: Run, work: Work) -> None:
     """An outage ended a solo run: take its start back now, or as soon as MongoDB answers."""
-    run.runtime.unended.append(work.pair)
+    run.runtime.unended.append((*work.pair, work.token))
     work.started = False
     try:
         note_ended_starts(run.runtime)

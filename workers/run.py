@@ -38,6 +38,7 @@ class Work(msgspec.Struct):
         suspect: whether it may have killed a process, and so runs alone.
         results: what its handlers returned so far.
         started: a solo run was noted in ``failures`` and has not ended.
+        began: its handlers have begun, in the transaction that was tried last.
     """
 
     entry: Entry
@@ -48,6 +49,7 @@ class Work(msgspec.Struct):
     suspect: bool = False
     results: list[Any] = msgspec.field(default_factory=list)
     started: bool = False
+    began: bool = False
 
     @property
     def pair(self) -> Pair:

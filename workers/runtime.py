@@ -30,7 +30,7 @@ class Runtime:
     """Everything that the steps of a task need.
 
     Attributes:
-        unended: (key, digest) of solo runs that an outage ended, and whose start is still counted in ``failures``.
+        unended: (key, digest, token) of solo runs that an outage ended, and whose start may still be counted in ``failures``.
         alone: held while a suspect runs, so that only one at a time can take the process down.
     """
 
@@ -46,7 +46,7 @@ class Runtime:
     handlers: Registry
     renewal: Renewal
     pace: Pace
-    unended: list[tuple[str, str]] = field(default_factory=list)
+    unended: list[tuple[str, str, int]] = field(default_factory=list)
     loop: LoopThread = field(default_factory=LoopThread)
     _async_db: AsyncDatabase[Document] | None = None
     alone: threading.Lock = field(default_factory=threading.Lock)

@@ -66,11 +66,14 @@ def commit_transaction_of(run: Run, works: Sequence[Work], session: ClientSessio
         PyMongoError: the transaction did not go through: a taken key, a write conflict, an outage.
     """
     ledger = run.runtime.ledger
+    for work in works:
+        work.began = False
     session.start_transaction(read_concern=ReadConcern("snapshot"), write_concern=WriteConcern("majority"))
     try:
         ledger.insert([ledger_document(run, work) for work in works], session=session)
         for work in works:
             _must_be_held(run, work)
+            work.began = True
             with session.bind(end_session=False):
                 result = run_transactional(run, work)
             if result is not None:
@@ -91,11 +94,13 @@ async def commit_async_transaction_of(run: Run, work: Work) -> None:
     """
     db = run.runtime.async_db()
     ledger = db[run.runtime.ledger.collection.name]
+    work.began = False
     async with db.client.start_session() as session:
         await session.start_transaction(read_concern=ReadConcern("snapshot"), write_concern=WriteConcern("majority"))
         try:
             await ledger.insert_one(ledger_document(run, work), session=session)
             _must_be_held(run, work)
+            work.began = True
             async with session.bind(end_session=False):
                 result = await run_async_transactional(run, work)
             if result is not None:

@@ -7,6 +7,7 @@
 | ``key, digest, type, body`` | | the event |
 | ``attempts`` | int | handler runs that raised |
 | ``starts`` | int | solo runs that began and have not ended: a run that kills or hangs its process leaves its mark here |
+| ``solo`` | long | fencing token of the last solo run that began, until it ends: so an end is counted once |
 | ``due_at`` | date | state ``retrying``: when to try again, by MongoDB's clock |
 | ``sent_until`` | date | the sweeper has sent it, and waits this long before it sends it again |
 | ``reason``, ``error`` | str, document | why; ``{type, message, traceback}`` |
@@ -50,6 +51,7 @@ class Failure(msgspec.Struct, frozen=True):
     due_at: datetime | None
     first_failed_at: datetime
     accepted_at: datetime
+    token: int
     batch: str | None = None
     preferred: bool = False
 
@@ -67,7 +69,7 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 _STATE = dict.fromkeys(
-    ("key", "digest", "state", "attempts", "starts", "due_at", "first_failed_at", "accepted_at", "batch", "preferred"), 1
+    ("key", "digest", "state", "attempts", "starts", "due_at", "first_failed_at", "accepted_at", "token", "batch", "preferred"), 1
 )
 
 
@@ -127,7 +129,7 @@ class Failures:
         }
         if problem.error is not None:
             fields["error"] = problem.error
-        return self._advance(entry, origin, fields, {"attempts": int(counts), "starts": -int(ended_start)})
+        return self._advance(entry, origin, fields, {"attempts": int(counts), "starts": -int(ended_start)}, unset=("solo",))
 
     def record_start(self, entry: Entry, origin: "Origin", *, due_ms: int) -> Failure | None:
         """Count a solo run before it begins; should it never end, it is due again after ``due_ms``.
@@ -135,22 +137,33 @@ class Failures:
         Returns:
             The failure with its new counts, or None when a later winner has written already.
         """
-        fields: Document = {"state": "retrying", "due_at": self.now() + timedelta(milliseconds=due_ms)}
+        fields: Document = {"state": "retrying", "due_at": self.now() + timedelta(milliseconds=due_ms), "solo": origin.token}
         if not self._advance(entry, origin, fields, {"attempts": 0, "starts": 1}, default_reason="a run that has not ended"):
             return None
         with translated("reading a failure"):
             found = self.collection.find_one({"_id": failure_id(entry.key, entry.digest)}, _STATE)
         return None if found is None else _failure(found)
 
-    def end_start(self, key: str, digest: str) -> None:
-        """Take back a start whose run was ended by an outage; it is due at once."""
+    def end_start(self, key: str, digest: str, token: int) -> None:
+        """Take back the start of the run with this token, which an outage ended; the event is due at once.
+
+        Safe to repeat, and when the start was never stored.
+        """
         with translated("recording a failure"):
             self.collection.update_one(
-                {"_id": failure_id(key, digest), "state": "retrying", "starts": {"$gt": 0}},
-                {"$inc": {"starts": -1}, "$set": {"due_at": self.now(), "sent_until": None}},
+                {"_id": failure_id(key, digest), "state": "retrying", "solo": token},
+                {"$inc": {"starts": -1}, "$set": {"due_at": self.now(), "sent_until": None}, "$unset": {"solo": ""}},
             )
 
-    def _advance(self, entry: Entry, origin: "Origin", fields: Document, counts: dict[str, int], default_reason: str | None = None) -> bool:
+    def _advance(
+        self,
+        entry: Entry,
+        origin: "Origin",
+        fields: Document,
+        counts: dict[str, int],
+        default_reason: str | None = None,
+        unset: Sequence[str] = (),
+    ) -> bool:
         now = utc_now()
         on_insert = _identity(entry, origin, now)
         if default_reason is not None:
@@ -160,6 +173,8 @@ class Failures:
             "$inc": counts,
             "$setOnInsert": on_insert,
         }
+        if unset:
+            update["$unset"] = dict.fromkeys(unset, "")
         query = {"_id": failure_id(entry.key, entry.digest), "token": {"$lte": origin.token}, "state": {"$in": ["retrying", "dead"]}}
         with translated("recording a failure"):
             try:
@@ -292,6 +307,7 @@ def _failure(document: Any) -> Failure:
         due_at=document.get("due_at"),
         first_failed_at=document["first_failed_at"],
         accepted_at=document["accepted_at"],
+        token=document["token"],
         batch=document.get("batch"),
         preferred=document.get("preferred", False),
     )
