@@ -2,8 +2,8 @@
 
 | namespace | event | argument | for |
 |---|---|---|---|
-| ``/`` | ``event`` | one accepted event: ``key, digest, type, source``, and ``id, time, data`` and other attributes where it has them | any client |
-| ``/bridge`` | ``batches`` | a list of announcements (:mod:`app.messages`) | bridges |
+| ``/`` | ``event`` | one accepted event: ``key, digest, type, source``, and ``id, time, data`` and other attributes where it has them | any client; by type, where it subscribed (:mod:`broadcaster.rooms`) |
+| ``/bridge`` | ``batches`` | a list of announcements (:mod:`app.messages`), as msgpack in one binary argument | bridges |
 
 Guarantees: nothing is said that a majority does not hold; no producer and no client waits for a client; what waits here is bounded.
 Not guaranteed: that anybody hears it. What a bridge misses, the sweeper sends.
@@ -19,12 +19,14 @@ import msgspec
 import structlog
 from socketio.exceptions import ConnectionRefusedError as Refused
 
+from app.errors import InvalidEvent
 from app.events.event import Event
 from app.messages import announcement
 from broadcaster.ingress import Stored
+from broadcaster.rooms import NAMESPACE as EVENTS
+from broadcaster.rooms import Rooms
 from broadcaster.sockets import SocketServer
 
-EVENTS = "/"
 BRIDGES = "/bridge"
 WAITING_BATCHES = 256
 """Batches that wait to be told; older ones are dropped."""
@@ -35,6 +37,7 @@ CHUNK_EVENTS = 100
 
 log = structlog.get_logger(__name__)
 _encode = msgspec.json.Encoder().encode
+_pack = msgspec.msgpack.Encoder().encode
 
 
 class Emitter:
@@ -55,8 +58,9 @@ class Emitter:
         self.sent = 0
         self.dropped = 0
         """Messages that found no room at a client, and batches that found none here."""
-        for namespace in (EVENTS, BRIDGES):
-            server.on("connect", self._let_in, namespace=namespace)
+        self._rooms = Rooms(server)
+        server.on("connect", self._let_in, namespace=BRIDGES)
+        server.on("connect", self._welcome, namespace=EVENTS)
 
     def start(self) -> None:
         """Begin to speak."""
@@ -83,6 +87,13 @@ class Emitter:
         """Number of connected clients by namespace."""
         return {namespace: len(self._server.members(namespace)) for namespace in (EVENTS, BRIDGES)}
 
+    async def _welcome(self, sid: str, environ: dict[str, Any], auth: Any) -> None:
+        await self._let_in(sid, environ, auth)
+        try:
+            self._rooms.welcome(sid, auth)
+        except InvalidEvent as error:
+            raise Refused(str(error)) from None
+
     async def _let_in(self, _sid: str, environ: dict[str, Any], auth: Any) -> None:
         if not self._token:
             return
@@ -104,28 +115,33 @@ class Emitter:
             message.append(announcement(batch.batch, [(e.key, e.digest, e.type) for e in batch.events], batch.accepted_at))
             events += len(batch.events)
             if events >= MESSAGE_EVENTS:
-                self._send(bridges, BRIDGES, ["batches", message])
+                self._announce_to(bridges, message)
                 message, events = [], 0
         if message:
-            self._send(bridges, BRIDGES, ["batches", message])
+            self._announce_to(bridges, message)
 
     async def _tell(self) -> None:
-        """Tell every client of the main namespace every event, batch by batch."""
+        """Tell the clients of the main namespace what they hear, batch by batch."""
         while True:
             await self._more.wait()
             self._more.clear()
             while self._untold:
                 batch = self._untold.popleft()
                 for start in range(0, len(batch.events), CHUNK_EVENTS):
-                    clients = self._server.members(EVENTS)
-                    if not clients:
+                    if not self._server.members(EVENTS):
                         break
+                    audience: dict[str, list[str]] = {}
                     for event in batch.events[start : start + CHUNK_EVENTS]:
-                        self._send(clients, EVENTS, ["event", as_message(event)])
+                        if event.type not in audience:
+                            audience[event.type] = self._rooms.audience(event.type)
+                        if clients := audience[event.type]:
+                            self._count(clients, self._server.send_json(clients, EVENTS, _encode(["event", as_message(event)])))
                     await asyncio.sleep(0)
 
-    def _send(self, clients: list[str], namespace: str, content: list[Any]) -> None:
-        dropped = self._server.send_json(clients, namespace, _encode(content))
+    def _announce_to(self, bridges: list[str], message: list[dict[str, Any]]) -> None:
+        self._count(bridges, self._server.send_binary(bridges, BRIDGES, "batches", _pack(message)))
+
+    def _count(self, clients: list[str], dropped: int) -> None:
         self.sent += len(clients) - dropped
         self.dropped += dropped
 

@@ -5,12 +5,12 @@ that client alone, and counted. A WebSocket that takes nothing for ``SEND_TIMEOU
 Not guaranteed: delivery. engine.io's own queue has no end, and its server waits for ever for a client that stopped reading.
 
 Source: engine.io protocol 4 (packet type 4 is a message), Socket.IO protocol 5 (``2`` event, then ``/namespace,`` unless it is
-the main one, then a JSON list): https://github.com/socketio/socket.io-protocol
+the main one, then a JSON list; ``51-`` an event with one binary attachment, which follows): https://github.com/socketio/socket.io-protocol
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 import engineio
@@ -96,14 +96,27 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]  # untyped libra
     def _engineio_server_class(self) -> type[engineio.AsyncServer]:
         return _EngineServer
 
-    def members(self, namespace: str) -> list[str]:
-        """Engine ids of the clients that have been let into a namespace."""
-        return [engine_id for sid, engine_id in self.manager.get_participants(namespace, None) if self.manager.is_connected(sid, namespace)]
+    def members(self, namespace: str, rooms: Sequence[str] | None = None) -> list[str]:
+        """Engine ids of the clients that have been let into a namespace; only those in any of the rooms, where some are named."""
+        found = self.manager.get_participants(namespace, rooms)
+        return [engine_id for sid, engine_id in found if self.manager.is_connected(sid, namespace)]
 
     def send_json(self, engine_ids: list[str], namespace: str, payload: bytes) -> int:
         """Queue one event, encoded as ``["name", data]``, for several clients; returns for how many there was no room."""
         prefix = "2" if namespace == "/" else f"2{namespace},"
-        packet = engine_packet.Packet(engine_packet.MESSAGE, data=prefix + payload.decode())
+        return self._send(engine_ids, engine_packet.Packet(engine_packet.MESSAGE, data=prefix + payload.decode()))
+
+    def send_binary(self, engine_ids: list[str], namespace: str, name: str, payload: bytes) -> int:
+        """Queue one event whose argument is binary; the same otherwise. Its two packets go together or not at all."""
+        prefix = "51-" if namespace == "/" else f"51-{namespace},"
+        head = f'{prefix}["{name}",{{"_placeholder":true,"num":0}}]'
+        return self._send(
+            engine_ids,
+            engine_packet.Packet(engine_packet.MESSAGE, data=head),
+            engine_packet.Packet(engine_packet.MESSAGE, data=payload),
+        )
+
+    def _send(self, engine_ids: list[str], *packets: engine_packet.Packet) -> int:
         dropped = 0
         for engine_id in engine_ids:
             client = self.eio.sockets.get(engine_id)
@@ -112,7 +125,8 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]  # untyped libra
             if client.queue.full_for_events:
                 dropped += 1
             else:
-                client.queue.put_nowait(packet)
+                for packet in packets:
+                    client.queue.put_nowait(packet)
         return dropped
 
     async def _handle_eio_disconnect(self, eio_sid: str, reason: str) -> None:

@@ -102,7 +102,7 @@ class Policies:
         """Holds for every type that no entry of the file holds for."""
         self._exact = {name: policy for name, policy in declared.items() if "*" not in name}
         patterns = sorted((name for name in declared if "*" in name), key=lambda name: (-len(name), name))
-        self._patterns = [(_matcher(name), declared[name]) for name in patterns]
+        self._patterns = [(matcher_of(name), declared[name]) for name in patterns]
         self._cache: dict[str, Policy] = {}
 
     @classmethod
@@ -143,7 +143,7 @@ class Policies:
         return next((policy for matches, policy in self._patterns if matches(type)), self.default)
 
 
-def _matcher(pattern: str) -> Callable[[str], object]:
+def matcher_of(pattern: str) -> Callable[[str], object]:
     """Whether a type matches; in linear time, because producers choose the types (atomic groups never go back)."""
     first, *middle, last = map(re.escape, pattern.split("*"))
     return re.compile(first + "".join(f"(?>.*?{piece})" for piece in middle) + ".*" + last, re.DOTALL).fullmatch

@@ -10,11 +10,12 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-import socketio
+import msgspec
 import structlog
 from socketio.exceptions import ConnectionError as SocketError
 
 from app.naming import MESSAGE_VERSION
+from broadcaster.bridge.client import OrderedClient
 from broadcaster.bridge.intake import Announcement
 from broadcaster.bridge.outage import Outage
 
@@ -43,12 +44,7 @@ class Feed:
         self._outage = Outage(f"broadcaster {url}")
         self._lost = threading.Event()
         self._refused: set[str] = set()
-        self._client = socketio.Client(
-            reconnection=False,
-            handle_sigint=False,
-            request_timeout=_CONNECT_TIMEOUT_S,
-            websocket_extra_options={"skip_utf8_validation": True},  # byte by byte in Python, and again when it is decoded
-        )
+        self._client = OrderedClient(timeout_s=_CONNECT_TIMEOUT_S)
         self._client.on(EVENT, self._on_batches, namespace=NAMESPACE)
         self._client.on("disconnect", self._on_disconnect, namespace=NAMESPACE)
 
@@ -96,6 +92,8 @@ class Feed:
         self._lost.set()
 
     def _on_batches(self, received: object) -> None:
+        if isinstance(received, bytes):
+            received = msgspec.msgpack.decode(received)
         announced: list[Any] = received if isinstance(received, list) else [received]
         known = [announcement for announcement in announced if self._knows(announcement)]
         if known:

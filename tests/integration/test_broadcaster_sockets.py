@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any, Self
 
 import httpx
+import msgspec
 import pytest
 import socketio
 import websocket
 
 from app.embedded.process import ManagedProcess
 from app.embedded.servers import EmbeddedServers
+from broadcaster.bridge.client import OrderedClient
 from tests.support.broadcasters import broadcaster_process
 from tests.support.servers import fresh_settings, remove_data
 from tests.support.waiting import eventually
@@ -49,7 +51,7 @@ class Listener:
 
     def __init__(self, url: str, namespace: str, *, transports: list[str] | None = None, **connect: Any) -> None:
         self.heard: list[tuple[str, Any]] = []
-        self.client = socketio.Client(reconnection=False)
+        self.client = OrderedClient(timeout_s=10)
         self.client.on("*", lambda name, data: self.heard.append((name, data)), namespace=namespace)
         self.client.connect(url, namespaces=[namespace], transports=transports, wait_timeout=10, **connect)
 
@@ -76,8 +78,8 @@ def test_clients_hear_every_event_and_bridges_hear_batches(running: tuple[Manage
         assert first["key"] == "id~shop~a"
         assert {name: first[name] for name in ("type", "source", "id", "time", "data")} == event("a", time="2020-01-01T00:00:00Z")
         assert "time" not in second
-        ((name, batches),) = bridge.heard
-        (batch,) = batches
+        ((name, packed),) = bridge.heard
+        (batch,) = msgspec.msgpack.decode(packed)
         assert name == "batches"
         assert batch["batch"] == answer["batch"]
         assert batch["keys"] == answer["keys"]

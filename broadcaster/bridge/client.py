@@ -1,0 +1,90 @@
+"""A Socket.IO client that reads in order, and no more than it can hold.
+
+Guarantees: handlers run one after the other on the thread that reads, so a slow one slows the server down instead of filling
+memory; a binary event and its attachments, which travel as messages of their own, stay together; a message longer than
+``MAX_MESSAGE_BYTES`` ends the connection before it is read (WebSocket only); what is no Socket.IO is counted and passed over.
+
+python-socketio's own client starts a thread for every message: their order, and with it an event's attachments, is left to chance.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import engineio
+import socketio
+import structlog
+from websocket import WebSocket, WebSocketPayloadException
+from websocket._abnf import continuous_frame, frame_buffer
+
+log: Any = structlog.get_logger()
+
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+_LOGGED_EVERY = 1_000
+
+
+class OrderedClient(socketio.Client):  # type: ignore[misc]  # untyped library
+    """A client for one connection at a time; whoever uses it connects again.
+
+    Attributes:
+        rubbish: messages that were no Socket.IO packet.
+    """
+
+    def __init__(self, *, timeout_s: float) -> None:
+        self.rubbish = 0
+        super().__init__(
+            reconnection=False,
+            handle_sigint=False,
+            request_timeout=timeout_s,
+            websocket_extra_options={
+                "skip_utf8_validation": True,  # done byte by byte in Python; and the text is decoded later anyway
+                "class_": _BoundedWebSocket,
+            },
+        )
+
+    def _engineio_client_class(self) -> Callable[..., engineio.Client]:
+        return lambda **options: _EngineClient(self._note_rubbish, **options)
+
+    def _note_rubbish(self, error: Exception) -> None:
+        if self.rubbish % _LOGGED_EVERY == 0:
+            log.warning("bridge.rubbish", server=self.connection_url, error=repr(error)[:200], before=self.rubbish)
+        self.rubbish += 1
+        self._binary_packet = None
+
+
+class _EngineClient(engineio.Client):  # type: ignore[misc]  # untyped library
+    def __init__(self, on_rubbish: Callable[[Exception], None], **options: Any) -> None:
+        super().__init__(**options)
+        self._on_rubbish = on_rubbish
+
+    def _trigger_event(self, event: str, *args: Any, **kwargs: Any) -> Any:
+        if event != "message" or event not in self.handlers:
+            return super()._trigger_event(event, *args, **kwargs)
+        try:
+            return self.handlers[event](*args)
+        except Exception as error:  # noqa: BLE001 - the edge to somebody else's server: whatever it sent, the next message counts
+            self._on_rubbish(error)
+            return None
+
+
+class _BoundedFrames(frame_buffer):
+    def recv_length(self) -> None:
+        super().recv_length()
+        _refuse_over(self.length or 0)
+
+
+class _BoundedMessages(continuous_frame):
+    def add(self, frame: Any) -> None:
+        _refuse_over(len(frame.data) + (len(self.cont_data[1]) if self.cont_data else 0))
+        super().add(frame)
+
+
+class _BoundedWebSocket(WebSocket):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.frame_buffer = _BoundedFrames(self._recv, skip_utf8_validation=True)
+        self.cont_frame = _BoundedMessages(fire_cont_frame=False, skip_utf8_validation=True)
+
+
+def _refuse_over(size: int) -> None:
+    if size > MAX_MESSAGE_BYTES:
+        raise WebSocketPayloadException(f"a message of more than {MAX_MESSAGE_BYTES} bytes")
