@@ -6,11 +6,12 @@ from app.claims.store import Answer
 from app.errors import ClaimsUnavailable
 from app.stores.mongo import translated
 from workers.run import Key3, Run
+from workers.sessions import Sessions
 
 Claimed = tuple[Key3, Answer]
 
 
-def claim(run: Run, events: list[Key3], *, lease_ms: int, session: str) -> tuple[list[Claimed], list[Claimed]]:
+def claim(run: Run, events: list[Key3], sessions: Sessions, *, lease_ms: int) -> tuple[list[Claimed], list[Claimed]]:
     """Claim a slice.
 
     Returns:
@@ -26,7 +27,7 @@ def claim(run: Run, events: list[Key3], *, lease_ms: int, session: str) -> tuple
             claim_id=run.claim_id,
             owner=run.listener,
             lease_ms=lease_ms,
-            session=session,
+            sessions=[sessions.id_for(key) for key, _, _ in events],
         )
     except ClaimsUnavailable:
         run.held.update((key, digest) for key, digest, _ in events)  # some may be claimed: they are given back at the end
@@ -48,13 +49,15 @@ def claim(run: Run, events: list[Key3], *, lease_ms: int, session: str) -> tuple
     return won, conflicting
 
 
-def end_open_transactions(run: Run, won: list[Claimed], *, own: str) -> None:
+def end_open_transactions(run: Run, won: list[Claimed], own: Sessions) -> None:
     """End the open transactions of owners that were taken over: they would lock their keys for up to a minute.
 
     Raises:
         StoreUnavailable: MongoDB is away.
     """
-    sessions = {answer.session for _, answer in won if answer.session} - {own}
+    sessions = {answer.session for _, answer in won if answer.session}
+    if sessions:
+        sessions -= {own.id_for(key) for (key, _, _), _ in won}  # the driver uses sessions again
     if sessions:
         with translated("ending the transactions of a dead listener"):
             run.runtime.db.client.admin.command("killSessions", [{"id": Binary(bytes.fromhex(session), 4)} for session in sorted(sessions)])

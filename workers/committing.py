@@ -7,8 +7,9 @@ events run one by one, so that a bad one harms only itself. A suspect runs alone
 import contextlib
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from pymongo.client_session import ClientSession
 from pymongo.errors import PyMongoError
@@ -18,7 +19,10 @@ from app.stores.mongo import DUPLICATE_KEY, answers, first_line
 from workers.failing import quarantine, record_deadly, record_failure, start_was_interrupted
 from workers.handling import HandlerRaised, run_at_least_once
 from workers.run import Run, Work
+from workers.sessions import Sessions
 from workers.transaction import ClaimLost, CommitLost, commit_async_transaction_of, commit_transaction_of, ledger_document
+
+T = TypeVar("T")
 
 LONGEST_PAUSE_S = 0.05
 """Between two tries against write conflicts: about as long as another listener's transaction takes."""
@@ -28,7 +32,7 @@ class TookTooLong(PermanentError):
     """A handler's transaction outlived its limit while MongoDB was well: the handler's failure."""
 
 
-def commit(run: Run, works: Sequence[Work], session: ClientSession | None) -> None:
+def commit(run: Run, works: Sequence[Work], sessions: Sessions) -> None:
     """Commit what can be committed; record what fails; leave held what an outage interrupts.
 
     Raises:
@@ -36,14 +40,14 @@ def commit(run: Run, works: Sequence[Work], session: ClientSession | None) -> No
     """
     store(run, [work for work in works if not work.handlers])
     handled = [work for work in works if work.handlers]
-    if not handled or session is None:
+    if not handled:
         return
-    usual = [work for work in handled if not work.suspect]
-    commit_together(run, [work for work in usual if not work.waits], session)
-    commit_concurrently(run, [work for work in usual if work.waits], session)
+    ready = _through_at_least_once(run, [work for work in handled if not work.suspect])
+    commit_together(run, [work for work in ready if not work.is_async], sessions)
+    commit_concurrently(run, [work for work in ready if work.is_async], sessions)
     for work in handled:
         if work.suspect:
-            commit_suspect(run, work, session)
+            commit_suspect(run, work, sessions)
 
 
 def store(run: Run, works: Sequence[Work]) -> None:
@@ -82,7 +86,7 @@ def judge_taken(run: Run, works: Sequence[Work]) -> None:
             quarantine(run, [(work.entry, committed.digest)])
 
 
-def commit_suspect(run: Run, work: Work, session: ClientSession) -> None:
+def commit_suspect(run: Run, work: Work, sessions: Sessions) -> None:
     """Run a suspect alone in its process, counted before it begins; after too many starts that never ended it is dead."""
     lost_starts = work.failure.starts if work.failure else 0
     if work.attempts + lost_starts >= work.policy.max_attempts:
@@ -98,7 +102,7 @@ def commit_suspect(run: Run, work: Work, session: ClientSession) -> None:
             work.failure, work.started = failure, True
             run.log.info("event.solo", key=work.entry.key, token=work.token, starts=failure.starts)
             if _ran_at_least_once(run, work):
-                commit_alone(run, work, session)
+                commit_alone(run, work, sessions)
         except TransientError:
             start_was_interrupted(run, work)
             raise
@@ -106,32 +110,39 @@ def commit_suspect(run: Run, work: Work, session: ClientSession) -> None:
             start_was_interrupted(run, work)
 
 
-def commit_together(run: Run, works: Sequence[Work], session: ClientSession) -> None:
+def commit_together(run: Run, works: Sequence[Work], sessions: Sessions) -> None:
     """Commit a slice in one transaction; one by one when that does not go through."""
-    ready = [work for work in works if _ran_at_least_once(run, work)]
-    if len(ready) > 1 and _went_together(run, ready, session):
-        _won(run, ready)
+    if len(works) > 1 and _went_together(run, works, sessions):
+        _won(run, works)
         return
-    for work in ready:
-        commit_alone(run, work, session)
+    for work in works:
+        commit_alone(run, work, sessions)
 
 
-def commit_concurrently(run: Run, works: Sequence[Work], session: ClientSession) -> None:
-    """Commit events with ``async def`` handlers, each in a transaction of its own, up to ``async_limit`` at once."""
+def commit_concurrently(run: Run, works: Sequence[Work], sessions: Sessions) -> None:
+    """Commit events with ``async def`` transactional handlers, each in a transaction of its own, up to ``async_limit`` at once."""
+    _at_once(run, works, lambda work: commit_alone(run, work, sessions))
+
+
+def _through_at_least_once(run: Run, works: Sequence[Work]) -> list[Work]:
+    """Run what stands outside transactions, ``async def`` handlers beside each other; the works whose handlers did not fail."""
+    passed = {work.entry.key: _ran_at_least_once(run, work) for work in works if not work.waits}
+    waiting = [work for work in works if work.waits]
+    results = _at_once(run, waiting, lambda work: _ran_at_least_once(run, work))
+    passed.update((work.entry.key, ran) for work, ran in zip(waiting, results, strict=True))
+    return [work for work in works if passed[work.entry.key]]
+
+
+def _at_once(run: Run, works: Sequence[Work], step: Callable[[Work], T]) -> list[T]:
+    """One step for several events, each in a thread of its own, up to ``async_limit`` at once; all of them are awaited."""
     if not works:
-        return
-    with ThreadPoolExecutor(min(len(works), run.runtime.settings.async_limit), thread_name_prefix="async-commit") as pool:
-        waiting = [pool.submit(_commit_async, run, work, session) for work in works]
-    for one in waiting:
-        one.result()
+        return []
+    with ThreadPoolExecutor(min(len(works), run.runtime.settings.async_limit), thread_name_prefix="async-handlers") as pool:
+        waiting = [pool.submit(step, work) for work in works]
+    return [one.result() for one in waiting]
 
 
-def _commit_async(run: Run, work: Work, session: ClientSession) -> None:
-    if _ran_at_least_once(run, work):
-        commit_alone(run, work, session)
-
-
-def commit_alone(run: Run, work: Work, session: ClientSession) -> None:
+def commit_alone(run: Run, work: Work, sessions: Sessions) -> None:
     """Commit one event in a transaction of its own, trying again on write conflicts for as long as its handler may take.
 
     Raises:
@@ -139,18 +150,18 @@ def commit_alone(run: Run, work: Work, session: ClientSession) -> None:
     """
     give_up_at = time.monotonic() + work.policy.max_handler_s
     tries = 1
-    while not _tried(run, work, session, give_up_at):
+    while not _tried(run, work, sessions, give_up_at):
         time.sleep(random.uniform(0.002, 0.02) * min(tries, 10))
         tries += 1
 
 
-def _tried(run: Run, work: Work, session: ClientSession, give_up_at: float) -> bool:
+def _tried(run: Run, work: Work, sessions: Sessions, give_up_at: float) -> bool:
     """One try; False when another one may go through. What follows from it is noted by one thread at a time."""
     try:
         if work.is_async:
-            run.runtime.loop.run(commit_async_transaction_of(run, work))
+            run.runtime.loop.run(commit_async_transaction_of(run, work, sessions.on_loop[work.entry.key]))
         else:
-            commit_transaction_of(run, [work], session)
+            commit_transaction_of(run, [work], _plain(sessions))
     except HandlerRaised as raised:
         with run.lock:
             record_failure(run, work, raised.error)
@@ -188,6 +199,11 @@ def _judged(run: Run, work: Work, error: PyMongoError, give_up_at: float) -> boo
     return True
 
 
+def _plain(sessions: Sessions) -> ClientSession:
+    assert sessions.plain is not None, "a slice with handlers has a session"
+    return sessions.plain
+
+
 def error_code(error: PyMongoError) -> int | None:
     """The server's code of an error, from its first write error for a bulk one."""
     details = getattr(error, "details", None) or {}
@@ -195,14 +211,14 @@ def error_code(error: PyMongoError) -> int | None:
     return write_errors[0].get("code") or getattr(error, "code", None)
 
 
-def _went_together(run: Run, works: Sequence[Work], session: ClientSession) -> bool:
+def _went_together(run: Run, works: Sequence[Work], sessions: Sessions) -> bool:
     """Commit a slice in one transaction, waiting for others that hold its documents; False when it must go one by one."""
     give_up_at = time.monotonic() + min(work.policy.max_handler_s for work in works)
     tries = 0
     while True:
         tries += 1
         try:
-            commit_transaction_of(run, works, session)
+            commit_transaction_of(run, works, _plain(sessions))
         except PyMongoError as error:
             if not answers(run.runtime.db):
                 raise StoreUnavailable(f"MongoDB did not answer while committing: {first_line(error)}") from error

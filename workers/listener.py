@@ -35,6 +35,7 @@ from app.stores import mongo
 from app.stores.failures import Failures
 from app.stores.ledger import Ledger
 from app.stores.meta import deployment_id
+from workers.ending import ending
 from workers.handlers import load_handlers, registry
 
 log = structlog.get_logger()
@@ -169,7 +170,8 @@ def start_heart(sender: Any, **_: Any) -> None:
 
 @worker_shutting_down.connect
 def stop_heart(**_: Any) -> None:
-    """At the first sign of the end: no more copies, please."""
+    """At the first sign of the end: no more copies, please, and no more slices."""
+    ending.begin()
     if _heart is not None:
         _heart.stop()
 

@@ -5,7 +5,7 @@ Guarantees, whatever fails between any two steps:
 * nothing is removed from the inbox but what a majority of MongoDB shows to be finished (G1);
 * what was claimed and not finished is given back, or its lease runs out.
 
-Events of paused types are *left* in the inbox, unclaimed. An outage of MongoDB or Redis ends the run: what is unfinished is
+Events of paused types are *left* in the inbox, unclaimed; so are the slices that have not begun when the listener is told to end. An outage of MongoDB or Redis ends the run: what is unfinished is
 left too, nobody's attempt is counted, and the sweeper sends it again.
 """
 
@@ -19,8 +19,9 @@ from workers.claiming import claim, end_open_transactions
 from workers.committing import commit
 from workers.failing import note_ended_starts, quarantine
 from workers.pace import rotated, slices
-from workers.run import Key3, Run, hex_of
+from workers.run import Key3, Run
 from workers.runtime import Runtime
+from workers.sessions import sessions_of
 from workers.tally import Tally
 
 
@@ -38,6 +39,9 @@ def process(runtime: Runtime, delivery: Delivery) -> Tally:
         note_ended_starts(runtime)
         paused = runtime.pauses.paused()
         for part in slices([event for event in events if event[2] not in paused], lambda event: _slice_size(runtime, event[2])):
+            if runtime.ending():
+                run.log.info("delivery.given_back", events=len(events))
+                break
             _process_slice(run, part)
         _remove_finished(run)
     except TransientError as error:
@@ -49,28 +53,25 @@ def process(runtime: Runtime, delivery: Delivery) -> Tally:
 
 
 def _process_slice(run: Run, events: list[Key3]) -> None:
-    runtime = run.runtime
-    with_handlers = any(runtime.handlers.for_type(kind) for kind in {kind for _, _, kind in events})
-    session = runtime.db.client.start_session() if with_handlers else None
-    try:
-        lease_ms = max(runtime.policies.of(kind).lease_ms for kind in {kind for _, _, kind in events})
-        won, conflicting = claim(run, events, lease_ms=lease_ms, session=hex_of(session))
-        if not won and not conflicting:
-            return
-        end_open_transactions(run, won, own=hex_of(session))
-        with run.renewing(won, lease_ms, hex_of(session)):
-            entries = fetch(run, [event for event, _ in won] + [event for event, _ in conflicting])
-            if entries is None:
+    policies = run.runtime.policies
+    with sessions_of(run.runtime, events) as sessions:
+        try:
+            lease_ms = max(policies.of(kind).lease_ms for kind in {kind for _, _, kind in events})
+            won, conflicting = claim(run, events, sessions, lease_ms=lease_ms)
+            if not won and not conflicting:
                 return
-            quarantine(run, [(entries[k, d], a.digest) for (k, d, _), a in conflicting if (k, d) in entries])
-            works = check(run, [(entries[k, d], a) for (k, d, _), a in won if (k, d) in entries])
-            started = time.monotonic()
-            commit(run, works, session)
-            _note_pace(run, events, len(works), started)
-    finally:
-        run.release(list(run.held))
-        if session is not None:
-            session.end_session()
+            end_open_transactions(run, won, sessions)
+            with run.renewing(won, lease_ms, sessions.id_for):
+                entries = fetch(run, [event for event, _ in won] + [event for event, _ in conflicting])
+                if entries is None:
+                    return
+                quarantine(run, [(entries[k, d], a.digest) for (k, d, _), a in conflicting if (k, d) in entries])
+                works = check(run, [(entries[k, d], a) for (k, d, _), a in won if (k, d) in entries])
+                started = time.monotonic()
+                commit(run, works, sessions)
+                _note_pace(run, events, len(works), started)
+        finally:
+            run.release(list(run.held))
 
 
 def _slice_size(runtime: Runtime, kind: str) -> int:

@@ -1,14 +1,13 @@
 """The state of one task execution: its claim id, what it holds, what it has confirmed, and its tally."""
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 import structlog
-from pymongo.client_session import ClientSession
 
 from app.claims.store import Answer, ClaimStore, Held, new_claim_id
 from app.errors import ClaimsUnavailable
@@ -112,7 +111,7 @@ class Run:
         return Origin(batch=self.delivery.batch, accepted_at=self.delivery.accepted_at, listener=self.listener, token=token)
 
     @contextmanager
-    def renewing(self, won: Sequence[tuple[Key3, Answer]], lease_ms: int, session: str) -> Iterator[None]:
+    def renewing(self, won: Sequence[tuple[Key3, Answer]], lease_ms: int, session_id: Callable[[str], str]) -> Iterator[None]:
         """Keep the leases of what was won running until the end of the block."""
         held = [
             Held(
@@ -122,7 +121,7 @@ class Run:
                 token=answer.token,
                 lease_ms=lease_ms,
                 owner=self.listener,
-                session=session,
+                session=session_id(key),
                 previous_owner=answer.owner,
             )
             for (key, digest, _), answer in won
@@ -153,8 +152,3 @@ class Run:
     def confirm(self, pairs: Iterable[Pair]) -> None:
         """Note pairs as finished."""
         self.confirmed.update(pairs)
-
-
-def hex_of(session: ClientSession | None) -> str:
-    """The session's id in hex, as claims carry it; empty without one."""
-    return bytes(session.session_id["id"]).hex() if session is not None else ""

@@ -4,6 +4,7 @@ Nothing here is shared between processes. Clients connect lazily, so that an abs
 """
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pymongo.asynchronous.database import AsyncDatabase
@@ -19,6 +20,7 @@ from app.stores.inbox import Inbox
 from app.stores.ledger import Ledger
 from app.stores.mongo import Document
 from app.stores.pauses import Pauses
+from workers.ending import ending
 from workers.handlers import Registry, registry
 from workers.loop import LoopThread
 from workers.pace import Pace
@@ -31,6 +33,7 @@ class Runtime:
 
     Attributes:
         unended: (key, digest, token) of solo runs that an outage ended, and whose start may still be counted in ``failures``.
+        ending: whether this listener ends, and slices that have not begun are to be left.
         alone: held while a suspect runs, so that only one at a time can take the process down.
     """
 
@@ -115,4 +118,5 @@ def current(settings: Settings, listener: str, *, in_pool: bool) -> Runtime:
         with _lock:
             if _current is None or _current.listener != listener:
                 _current = Runtime.build(settings, listener, in_pool=in_pool)
+                _current.ending = ending.begun
     return _current

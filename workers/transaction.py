@@ -86,31 +86,29 @@ def commit_transaction_of(run: Run, works: Sequence[Work], session: ClientSessio
         raise
 
 
-async def commit_async_transaction_of(run: Run, work: Work) -> None:
+async def commit_async_transaction_of(run: Run, work: Work, session: AsyncClientSession) -> None:
     """The same for one event whose transactional handlers are ``async def``, on the asynchronous client.
 
     Raises:
         As :func:`commit_transaction_of`.
     """
-    db = run.runtime.async_db()
-    ledger = db[run.runtime.ledger.collection.name]
+    ledger = run.runtime.async_db()[run.runtime.ledger.collection.name]
     work.began = False
-    async with db.client.start_session() as session:
-        await session.start_transaction(read_concern=ReadConcern("snapshot"), write_concern=WriteConcern("majority"))
-        try:
-            await ledger.insert_one(ledger_document(run, work), session=session)
-            _must_be_held(run, work)
-            work.began = True
-            async with session.bind(end_session=False):
-                result = await run_async_transactional(run, work)
-            if result is not None:
-                await ledger.update_one({"_id": work.entry.key}, {"$set": {"result": result}}, session=session)
-            await _commit_async(session)
-        except BaseException:
-            if session.in_transaction:
-                with contextlib.suppress(PyMongoError):
-                    await session.abort_transaction()
-            raise
+    await session.start_transaction(read_concern=ReadConcern("snapshot"), write_concern=WriteConcern("majority"))
+    try:
+        await ledger.insert_one(ledger_document(run, work), session=session)
+        _must_be_held(run, work)
+        work.began = True
+        async with session.bind(end_session=False):
+            result = await run_async_transactional(run, work)
+        if result is not None:
+            await ledger.update_one({"_id": work.entry.key}, {"$set": {"result": result}}, session=session)
+        await _commit_async(session)
+    except BaseException:
+        if session.in_transaction:
+            with contextlib.suppress(PyMongoError):
+                await session.abort_transaction()
+        raise
 
 
 async def _commit_async(session: AsyncClientSession) -> None:

@@ -10,20 +10,20 @@
 -- Any other value, of whatever type, is none of ours: it is taken over, and nobody's to renew, complete or release.
 -- All keys of a deployment share one hash slot, so that these scripts run on a cluster too.
 --
--- KEYS: the claims' keys. ARGV: claim id, owner, session, lease ms, px ms, then one digest a key.
+-- KEYS: the claims' keys. ARGV: claim id, owner, lease ms, px ms, then one digest a key, then one session a key.
 -- Reply, one element a key:
 --   integer               won: the fencing token
 --   'T|token|owner|session'  won by takeover from that owner ('?': unknown), whose MongoDB session is named
 --   'B|owner'             busy: somebody's lease is running
 --   'D|owner'             done
 --   'C|digest|owner'      conflict: the key is held with another digest
-local claim_id, owner, session = ARGV[1], ARGV[2], ARGV[3]
-local lease_ms, px_ms = tonumber(ARGV[4]), ARGV[5]
+local claim_id, owner = ARGV[1], ARGV[2]
+local lease_ms, px_ms = tonumber(ARGV[3]), ARGV[4]
 local time = redis.call('TIME')
 local now_us = tonumber(time[1]) * 1000000 + tonumber(time[2])
 local now_ms = math.floor(now_us / 1000)
 
-local function processing(digest, token, previous, previous_session)
+local function processing(digest, session, token, previous, previous_session)
   return string.format('P|%s|%s|%.0f|%.0f|%.0f|%s|%s|%s|%s', digest, claim_id, token, now_ms + lease_ms, lease_ms, owner, session,
     previous, previous_session)
 end
@@ -39,8 +39,8 @@ end
 
 local reply = {}
 for i, key in ipairs(KEYS) do
-  local digest = ARGV[5 + i]
-  local found = found_or_set(key, processing(digest, now_us, '', ''))
+  local digest, session = ARGV[4 + i], ARGV[4 + #KEYS + i]
+  local found = found_or_set(key, processing(digest, session, now_us, '', ''))
   if not found then
     reply[i] = now_us
   else
@@ -60,7 +60,7 @@ for i, key in ipairs(KEYS) do
       else -- the lease ran out, the clock moved, or the value is none of ours
         local next_token = math.max((tonumber(token) or 0) + 1, now_us)
         holder, their_session = holder or '?', their_session or ''
-        redis.call('SET', key, processing(digest, next_token, holder, their_session), 'PX', px_ms)
+        redis.call('SET', key, processing(digest, session, next_token, holder, their_session), 'PX', px_ms)
         reply[i] = string.format('T|%.0f|%s|%s', next_token, holder, their_session)
       end
     end

@@ -63,7 +63,7 @@ class Bench:
     def claim(self, owner: str, key: str = "k", digest: str = "d1", *, session: str = "", claim_id: str = "") -> Answer:
         """Claim one key."""
         claim_id = claim_id or self.id_of(owner)
-        [answer] = self.claims.claim([key], [digest], claim_id=claim_id, owner=owner, lease_ms=self.lease_ms, session=session)
+        [answer] = self.claims.claim([key], [digest], claim_id=claim_id, owner=owner, lease_ms=self.lease_ms, sessions=[session])
         return answer
 
     def complete(self, owner: str, key: str = "k", digest: str = "d1") -> int:

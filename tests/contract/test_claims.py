@@ -168,6 +168,16 @@ class TestTheTableOfClaims:
         assert [a.outcome for a in answers] == ["won", "busy", "won", "done", "conflict", "won"]
         assert [a.taken_over for a in answers] == [False, False, True, False, False, False]
 
+    def test_each_key_keeps_its_own_session(self, bench):
+        claim = {"digests": ["d1", "d1"], "lease_ms": 60_000}
+        bench.claims.claim(["a", "b"], claim_id=bench.id_of("listener-1"), owner="listener-1", sessions=["aa", "bb"], **claim)
+        bench.set_deadline(-1, "a")
+        bench.set_deadline(-1, "b")
+
+        answers = bench.claims.claim(["b", "a"], claim_id=bench.id_of("listener-2"), owner="listener-2", **claim)
+
+        assert [a.session for a in answers] == ["bb", "aa"]
+
     def test_five_hundred_keys_go_in_one_call(self, bench):
         keys, digests = [f"key-{i}" for i in range(500)], [f"d{i}" for i in range(500)]
         claim_id = bench.id_of("listener-1")

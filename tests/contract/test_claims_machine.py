@@ -50,11 +50,16 @@ class Claim:
     session: str = ""
     previous: str = ""
     previous_session: str = ""
-    live: bool = True
+    moved_ms: int = 0
+    """How far its deadline was moved since it was set, by time that passed or a clock that jumped."""
 
     @property
     def done(self) -> bool:
         return not self.claim_id
+
+    @property
+    def live(self) -> bool:
+        return -LEASE_MS < self.moved_ms <= 0
 
 
 class Claims(RuleBasedStateMachine):
@@ -88,7 +93,7 @@ class Claims(RuleBasedStateMachine):
         one = self.executions[who]
         before = self.raw()
         answers = self.claims.claim(
-            keys, [digest] * len(keys), claim_id=one.claim_id, owner=one.owner, lease_ms=LEASE_MS, session=one.session
+            keys, [digest] * len(keys), claim_id=one.claim_id, owner=one.owner, lease_ms=LEASE_MS, sessions=[one.session] * len(keys)
         )
         after = self.raw()
         for key, answer in zip(keys, answers, strict=True):
@@ -230,8 +235,7 @@ class Claims(RuleBasedStateMachine):
     @rule(key=st.sampled_from(KEYS))
     def let_a_lease_run_out(self, key):
         if key in self.model and not self.model[key].done:
-            self._shift(key, deadline_ms=-2 * LEASE_MS)
-            self.model[key] = replace(self.model[key], live=False)
+            self._shift(key, -2 * LEASE_MS)
             self.believers[key].clear()
 
     @rule()
@@ -245,13 +249,14 @@ class Claims(RuleBasedStateMachine):
         self.dump = None  # its tokens belong to the other time
         for key, claim in self.model.items():
             if not claim.done:
-                self._shift(key, deadline_ms=JUMP_MS, token_us=JUMP_MS * 1000)
-                self.model[key] = replace(claim, token=claim.token + JUMP_MS * 1000, live=False)
+                self._shift(key, JUMP_MS, token_us=JUMP_MS * 1000)
             self.believers[key].clear()
         for held, claim in self.held.items():
             self.held[held] = Held(**{f: getattr(claim, f) for f in claim.__struct_fields__} | {"token": claim.token + JUMP_MS * 1000})
 
-    def _shift(self, key: str, *, deadline_ms: int, token_us: int = 0) -> None:
+    def _shift(self, key: str, deadline_ms: int, *, token_us: int = 0) -> None:
+        claim = self.model[key]
+        self.model[key] = replace(claim, token=claim.token + token_us, moved_ms=claim.moved_ms + deadline_ms)
         fields = self.redis.get(self.name(key)).split("|")
         fields[3] = str(int(fields[3]) + token_us)
         fields[4] = str(int(fields[4]) + deadline_ms)
