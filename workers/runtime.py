@@ -49,6 +49,7 @@ class Runtime:
     handlers: Registry
     renewal: Renewal
     pace: Pace
+    ending: Callable[[], bool] = lambda: False
     unended: list[tuple[str, str, int]] = field(default_factory=list)
     loop: LoopThread = field(default_factory=LoopThread)
     _async_db: AsyncDatabase[Document] | None = None
