@@ -5,8 +5,9 @@ Guarantees, whatever fails between any two steps:
 * nothing is removed from the inbox but what a majority of MongoDB shows to be finished (G1);
 * what was claimed and not finished is given back, or its lease runs out.
 
-Events of paused types are *left* in the inbox, unclaimed; so are the slices that have not begun when the listener is told to end. An outage of MongoDB or Redis ends the run: what is unfinished is
-left too, nobody's attempt is counted, and the sweeper sends it again.
+Events of paused types are *left* in the inbox, unclaimed, and so are slices that have not begun when the listener is told to end.
+An outage of MongoDB or Redis ends the run: what is unfinished is left too, nobody's attempt is counted, and the sweeper sends it
+again.
 """
 
 import time
