@@ -10,7 +10,7 @@
 -- Any other value, of whatever type, is none of ours: it is taken over, and nobody's to renew, complete or release.
 -- All keys of a deployment share one hash slot, so that these scripts run on a cluster too.
 --
--- KEYS: the claims' keys. ARGV: claim id, owner, lease ms, px ms, then one digest a key, then one session a key.
+-- KEYS: the claims' keys. ARGV: claim id, owner, lease ms, px ms, then one digest a key, then one session a key or none.
 -- Reply, one element a key:
 --   integer               won: the fencing token
 --   'T|token|owner|session'  won by takeover from that owner ('?': unknown), whose MongoDB session is named
@@ -39,7 +39,7 @@ end
 
 local reply = {}
 for i, key in ipairs(KEYS) do
-  local digest, session = ARGV[4 + i], ARGV[4 + #KEYS + i]
+  local digest, session = ARGV[4 + i], ARGV[4 + #KEYS + i] or ''
   local found = found_or_set(key, processing(digest, session, now_us, '', ''))
   if not found then
     reply[i] = now_us

@@ -161,7 +161,7 @@ class ClaimStore:
             claim_id: from :func:`new_claim_id`; the same one again is answered as before.
             owner: the listener's name.
             lease_ms: how long the claim holds without renewal; longer than 0.
-            sessions: for each key the hex id of the MongoDB session that its work will use, or an empty string.
+            sessions: for each key the hex id of the MongoDB session that its work will use, or an empty string; or nothing at all.
 
         Returns:
             An answer per key, in order.
@@ -169,7 +169,7 @@ class ClaimStore:
         Raises:
             ClaimsUnavailable: Redis is away; some keys may be claimed, and a repeated call answers them ``won``.
         """
-        reply = self._run(self._claim, keys, [claim_id, owner, lease_ms, self._px_ms, *digests, *(sessions or [""] * len(keys))])
+        reply = self._run(self._claim, keys, [claim_id, owner, lease_ms, self._px_ms, *digests, *sessions])
         plain: dict[int, Answer] = {}
         answers = []
         for element in reply:
