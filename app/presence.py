@@ -17,6 +17,7 @@ from datetime import datetime
 from typing import cast
 
 import msgspec
+import structlog
 from pymongo.database import Database
 
 from app.claims.store import Client, translated
@@ -62,6 +63,13 @@ class Listener(msgspec.Struct, frozen=True):
         """Highest sequence that any of its nodes has received: they share one queue, first in first out."""
         return max((n.received_seq for n in self.nodes), default=0)
 
+    @property
+    def reads_ours(self) -> bool:
+        """Whether all of its nodes, which share its queue, understand the messages that this process writes."""
+        return all(node.reads == MESSAGE_VERSION for node in self.nodes)
+
+
+log = structlog.get_logger(__name__)
 
 _ENCODER = msgspec.json.Encoder()
 _DECODER = msgspec.json.Decoder(Beat)
@@ -74,6 +82,7 @@ class Presence:
         self._client = client
         self._key = f"dedup:{{{deployment}}}:=nodes"
         self._sweeper_key = f"dedup:{{{deployment}}}:=sweeper"
+        self._unreadable: set[bytes] = set()
 
     def beat(self, beat: Beat) -> None:
         """Say that a node lives.
@@ -106,8 +115,7 @@ class Presence:
             now_ms = self.now_ms()
             found = cast(dict[bytes, bytes], self._client.hgetall(self._key))
         by_name: dict[str, list[Beat]] = {}
-        for raw in found.values():
-            beat = _DECODER.decode(raw)
+        for beat in self._beats(found).values():
             if now_ms - beat.at_ms <= within_ms:
                 by_name.setdefault(beat.listener, []).append(beat)
         return [Listener(name, nodes, max(0, now_ms - max(n.at_ms for n in nodes))) for name, nodes in sorted(by_name.items())]
@@ -117,12 +125,35 @@ class Presence:
         with translated():
             now_ms = self.now_ms()
             found = cast(dict[bytes, bytes], self._client.hgetall(self._key))
-            beats = {field: _DECODER.decode(raw) for field, raw in found.items()}
+            beats = self._beats(found)
             gone = [field for field, beat in beats.items() if now_ms - beat.at_ms > for_ms]
             if gone:
                 self._client.hdel(self._key, *gone)
         left = {beat.listener for field, beat in beats.items() if field not in gone}
         return sorted({beats[field].listener for field in gone} - left)
+
+    def drop(self, name: str) -> None:
+        """Remove the nodes of a listener.
+
+        Raises:
+            ClaimsUnavailable: Redis is away.
+        """
+        with translated():
+            beats = self._beats(cast(dict[bytes, bytes], self._client.hgetall(self._key)))
+            if gone := [field for field, beat in beats.items() if beat.listener == name]:
+                self._client.hdel(self._key, *gone)
+
+    def _beats(self, found: dict[bytes, bytes]) -> dict[bytes, Beat]:
+        """The heartbeats that can be read, by field. One that cannot is another version's: said once, and left alone."""
+        beats: dict[bytes, Beat] = {}
+        for field, raw in found.items():
+            try:
+                beats[field] = _DECODER.decode(raw)
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                if field not in self._unreadable:
+                    self._unreadable.add(field)
+                    log.error("heartbeat.unreadable", node=field.decode(errors="replace"), error=str(error))
+        return beats
 
     def note_sweep(self) -> None:
         """Say that a sweep has succeeded.

@@ -33,6 +33,8 @@ class Roster:
         self._missing_s = min(missing_s, grace_s)
         self._heard: dict[str, Heard] = {}
         self._named: frozenset[str] = frozenset()
+        self.refused: frozenset[str] = frozenset()
+        """Listeners that live and do not read the messages that this process writes: they count for nothing here."""
 
     def update(self, found: Sequence[Listener], now: float) -> None:
         """Take in what Redis says.
@@ -41,6 +43,8 @@ class Roster:
             found: the listeners that Redis names.
             now: this instant in seconds of any clock that never runs backwards.
         """
+        self.refused = frozenset(listener.name for listener in found if not listener.reads_ours)
+        found = [listener for listener in found if listener.name not in self.refused]
         self._named = frozenset(listener.name for listener in found)
         for listener in found:
             before = self._heard.get(listener.name)
@@ -50,7 +54,7 @@ class Roster:
                 received_seq=max(listener.received_seq, before.received_seq if before else 0),
                 heard_at=max(heard_at, before.heard_at) if before else heard_at,
             )
-        self._heard = {name: heard for name, heard in self._heard.items() if self._lives(heard, now)}
+        self._heard = {name: heard for name, heard in self._heard.items() if self._lives(heard, now) and name not in self.refused}
 
     def live(self, now: float) -> list[Heard]:
         """The listeners that live, by name."""

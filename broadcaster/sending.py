@@ -5,7 +5,8 @@ published without a word); every task has its own id and its own delivery. Not g
 :class:`BrokerUnavailable` is raised, any part of what was sent may have arrived; it counts as not sent, and the sweeper finds
 it in the inbox.
 
-The sender of a task needs no code of the task: it is sent by name.
+The sender of a task needs no code of the task: it is sent by name. It waits for no result; whether listeners keep the results
+for others to ``.get()`` is ``task_ignore_result``.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ from kombu import Exchange, Queue
 from kombu.exceptions import ChannelError, KombuError
 
 from app.errors import TransientError
+from app.listeners import remove_queue
 from app.naming import PROCESS_TASK
 
 _Producer = Any
@@ -72,7 +74,7 @@ class Sender:
                     declare=[],  # of the queue's own, which would declare an exchange
                     task_id=delivery.task_id,
                     argsrepr=readable(delivery.message),
-                    ignore_result=True,
+                    ignore_result=self._app.conf.task_ignore_result,
                     retry=False,
                     producer=producer,
                 )
@@ -97,14 +99,13 @@ class Sender:
         return found
 
     def delete_queue(self, queue: str) -> None:
-        """Remove a queue and what waits in it.
+        """Remove a queue and what is left of it; see :func:`app.listeners.remove_queue`.
 
         Raises:
             BrokerUnavailable: the broker is away.
         """
         with self._connected() as producer:
-            producer.channel.queue_purge(queue)
-            producer.channel.queue_delete(queue)
+            remove_queue(producer.channel, queue)
 
     def close(self) -> None:
         """Close the connection; the next call opens another."""

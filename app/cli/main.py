@@ -15,6 +15,7 @@ from app.cli.demo import demo
 from app.cli.edge import Interrupted, say
 from app.cli.failures import failures, pause, resume
 from app.cli.inspect import inspect
+from app.cli.listeners import listeners
 from app.cli.publish import publish
 from app.cli.servers import servers
 from app.cli.status import status
@@ -50,6 +51,7 @@ def main(
 for command in (up, demo, publish, status, inspect, audit, pause, resume):
     cli.command()(command)
 cli.add_typer(failures, name="failures")
+cli.add_typer(listeners, name="listeners")
 cli.add_typer(servers, name="servers")
 
 

@@ -36,7 +36,7 @@ def _tell(facts: dict[str, Any]) -> None:
             put(f"{label:<10} {plain(facts[name]['error'])}")
     _tell_listeners(facts["listeners"])
     inbox, failures, ledger, sweeper, paused = (facts[name] for name in ("inbox", "failures", "ledger", "sweeper", "paused"))
-    oldest = f", the oldest {_ago(inbox['oldest_age_s'])} old" if inbox.get("oldest_age_s") is not None else ""
+    oldest = f", the oldest {ago(inbox['oldest_age_s'])} old" if inbox.get("oldest_age_s") is not None else ""
     rows = {
         "inbox": inbox if "error" in inbox else f"{_number(inbox['batches'], 'batch', 'batches')} waiting{oldest}",
         "ledger": ledger if "error" in ledger else f"{_number(ledger['events'], 'event', 'events')} processed",
@@ -65,20 +65,21 @@ def _tell_listeners(listeners: Any) -> None:
         table.add_column(title, justify="right")
     table.add_column("heard of", justify="right")
     for one in listeners:
-        heard = f"{_ago(one['silent_ms'] / 1000)} ago" if one["alive"] else f"SILENT {_ago(one['silent_ms'] / 1000)}"
+        heard = f"{ago(one['silent_ms'] / 1000)} ago" if one["alive"] else f"SILENT {ago(one['silent_ms'] / 1000)}"
         table.add_row(plain(one["name"]), f"{one['won']:,}", f"{one['skipped']:,}", f"{one['failed']:,}", heard)
     console().print(table)
 
 
 def _swept(before_s: float | None) -> str:
-    return "has not succeeded yet: is a bridge running?" if before_s is None else f"succeeded {_ago(before_s)} ago"
+    return "has not succeeded yet: is a bridge running?" if before_s is None else f"succeeded {ago(before_s)} ago"
 
 
 def _number(count: int, one: str, many: str) -> str:
     return f"{count:,} {one if count == 1 else many}"
 
 
-def _ago(seconds: float) -> str:
+def ago(seconds: float) -> str:
+    """A duration in the unit that reads best."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):

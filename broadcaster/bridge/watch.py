@@ -13,6 +13,7 @@ import structlog
 
 from app.claims.store import Client
 from app.leases import Lease
+from app.naming import MESSAGE_VERSION
 from app.presence import Presence
 from app.settings import Settings
 from broadcaster.roster import Heard, Roster
@@ -92,7 +93,10 @@ class Watch:
             return
         active = of.lease.hold()
         now = self._clock()
+        refused = self._roster.refused
         self._roster.update(of.presence.listeners(within_ms=self._settings.listener_grace_s * 1000), now)
+        for name in sorted(self._roster.refused - refused):
+            log.error("listener.refused", listener=name, reason=f"it reads no messages of version {MESSAGE_VERSION}: upgrade this bridge")
         self._listeners = tuple(self._roster.live(now))
         if active != self._active:
             self._active = active

@@ -115,6 +115,7 @@ class Sweeper:
         self._pauses = Pauses(db)
         self._grace_s = settings.grace_ms / 1000
         self._deployment = ""
+        self._refused: set[str] = set()
         self._due_at = {"refuted": clock() + _REFUTED_EVERY_S, "silent": clock() + _SILENT_EVERY_S}
         self.restart()
 
@@ -193,7 +194,7 @@ class Sweeper:
             room -= self._settle(report, chunk, room)
 
     def _heads(self) -> list[Document]:
-        """The oldest batches; parked ones do not take the place of others."""
+        """The oldest batches; parked ones, and those of other versions, do not take the place of others."""
         found: list[Document] = []
         paused = self._pauses.paused()
         limit = max(_HEADS, 3 * self._settings.queue_high_water)
@@ -201,9 +202,17 @@ class Sweeper:
             page = self._inbox.heads(limit, after=found[-1]["_id"] if found else "")
             found += page
             parked = {h["_id"]: self._parked[h["_id"]] for h in found if self._parked.get(h["_id"], _NOTHING) <= paused}
-            if len(page) < limit or len(found) - len(parked) >= limit:
+            unknown = [head for head in found if head.get("v") != MESSAGE_VERSION]
+            if len(page) < limit or len(found) - len(parked) - len(unknown) >= limit:
                 self._parked = parked
-                return [head for head in found if head["v"] == MESSAGE_VERSION]
+                self._refuse(unknown)
+                return [head for head in found if head.get("v") == MESSAGE_VERSION]
+
+    def _refuse(self, unknown: list[Document]) -> None:
+        """Say once of each version that its batches are left to a sweeper that knows it."""
+        for version in {repr(head.get("v")) for head in unknown} - self._refused:
+            log.error("batch.refused", version=version, batches=len(unknown), first=unknown[0]["_id"], known=MESSAGE_VERSION)
+            self._refused.add(version)
 
     def _candidates(self, heads: list[Document], settled: dict[str, Settled], now: float) -> Iterator[list[Document]]:
         free: list[Document] = []

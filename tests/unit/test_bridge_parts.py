@@ -52,6 +52,19 @@ def test_a_listener_that_started_anew_keeps_what_it_had_received():
     assert [heard.received_seq for heard in roster.live(101.0)] == [9]
 
 
+def test_a_listener_of_another_version_counts_for_nothing_until_all_its_nodes_read_ours():
+    roster = Roster(grace_s=10, missing_s=4)
+    nodes = [Beat(node=f"b@h{n}", listener="b", pid=n, reads=n) for n in (1, 2)]
+    roster.update([listener("a"), listener("b")], 100.0)
+    roster.update([listener("a"), Listener("b", nodes, 0)], 101.0)
+
+    assert names(roster, 101.0) == ["a"]
+    assert roster.refused == {"b"}
+    roster.update([listener("a"), listener("b")], 102.0)
+    assert names(roster, 102.0) == ["a", "b"]
+    assert not roster.refused
+
+
 # ---------------------------------------------------------------------------------------------------------------- order
 
 
