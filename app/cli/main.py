@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from app.cli.audit import audit
+from app.cli.bridge import bridge
 from app.cli.demo import demo
 from app.cli.edge import Interrupted, say
 from app.cli.failures import failures, pause, resume
@@ -48,7 +49,7 @@ def main(
     """Events from several listeners, each processed once."""
 
 
-for command in (up, demo, publish, status, inspect, audit, pause, resume):
+for command in (up, demo, publish, status, inspect, audit, pause, resume, bridge):
     cli.command()(command)
 cli.add_typer(failures, name="failures")
 cli.add_typer(listeners, name="listeners")

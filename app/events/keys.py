@@ -8,6 +8,7 @@ in Unicode are equal; nothing is normalised.
     id~<source>~<id>                        the default: CloudEvents' source and id
     type~<type>[@<version>]~<part>~<part>…  a type's own rule; the version is left out when it is 1
     hash~<type>[@<version>]~<digest>        a type whose key is its content
+    malformed~<feed>~<digest>               a payload of a foreign feed that is no event
 """
 
 import re
@@ -49,6 +50,11 @@ def rule_key(type: str, version: int, parts: Iterable[tuple[str, Any]]) -> str:
 def hash_key(type: str, version: int, digest: str) -> str:
     """Key of an event by its content."""
     return _bounded(f"hash~{_versioned(type, version)}~{_escaped(digest)}")
+
+
+def malformed_key(feed: str, digest: str) -> str:
+    """Key under which a payload is kept that is no event."""
+    return _bounded(f"malformed~{_escaped(feed)}~{_escaped(digest)}")
 
 
 def _versioned(type: str, version: int) -> str:

@@ -5,6 +5,7 @@ Guaranteed: what is returned keeps every law, or ``PolicyError`` names file, typ
     [defaults]                      optional; the same fields, for every type that does not set them itself
     [types."flight.departed"]       a type, or a pattern with * for any run of characters
     key = ["data.carrier", "data.flight"]
+    [feeds.airport]                 a foreign Socket.IO server: app.events.source_file
 
 The fields are those of ``Policy``.
 """
@@ -18,11 +19,15 @@ from typing import Any
 from app.errors import PolicyError
 from app.events.expressions import compile_expression
 from app.events.policies import CONTENT_HASH, Policy
+from app.events.source_file import sources_in
+from app.events.sources import Source
 from app.settings import Settings
 
 MAX_SECONDS = 100 * 366 * 86_400
 """A hundred years: longest duration of any field, so that no sum of it with a date overflows."""
 MAX_ATTEMPTS = 1_000
+
+_TABLES = ("defaults", "types", "feeds")
 
 Check = Callable[[Any], Any]
 """Takes a value as TOML gives it; returns it for the policy, or raises ``ValueError`` with a predicate such as ``must be …``."""
@@ -40,8 +45,9 @@ def read_policies(path: Path | None, settings: Settings) -> tuple[Policy, dict[s
         return _policy("the settings", "", base, {}, settings), {}
     content = _toml(path)
     for name in content:
-        if name not in ("defaults", "types"):
-            raise PolicyError(f"{path}: {name!r} is neither 'defaults' nor 'types', the only tables of a policy file")
+        if name not in _TABLES:
+            raise PolicyError(f"{path}: {name!r} is no table of a policy file (there are {', '.join(_TABLES)})")
+    sources_in(path, content.get("feeds", {}))
     defaults = f"{path}: defaults"
     base |= _fields(defaults, content.get("defaults", {}))
     declared: dict[str, Policy] = {}
@@ -52,6 +58,15 @@ def read_policies(path: Path | None, settings: Settings) -> tuple[Policy, dict[s
         given = _fields(place, table)
         declared[name] = _policy(place, name, base | given, given, settings)
     return _policy(defaults, "", base, {}, settings), declared
+
+
+def read_sources(path: Path | None) -> dict[str, Source]:
+    """The foreign feeds that the policy file declares, by name.
+
+    Raises:
+        PolicyError: as in the module's docstring.
+    """
+    return {} if path is None else sources_in(path, _toml(path).get("feeds", {}))
 
 
 def _toml(path: Path) -> dict[str, Any]:

@@ -5,9 +5,11 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 
 from app import telemetry
 from app.errors import DedupError
+from app.events.sources import Source
 from app.settings import load_settings
 
 _LOOK_EVERY_S = 0.1
@@ -15,19 +17,31 @@ _LOOK_EVERY_S = 0.1
 
 def main() -> None:
     """Run the bridge of this process; a wrong setting ends it with one sentence and exit code 1."""
+    try:
+        run()
+    except DedupError as error:
+        sys.exit(f"dedup: {error}")
+
+
+def run(sources: Sequence[Source] = ()) -> None:
+    """Run a bridge until a signal asks it to end, then end the process.
+
+    Args:
+        sources: foreign servers to listen to; ``dedup bridge --from`` names them.
+
+    Raises:
+        DedupError: the settings or the policy file are wrong.
+    """
     told: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda received, _frame: told.append(received))
-    try:
-        settings = load_settings()
-        telemetry.configure("bridge")
+    settings = load_settings()
+    telemetry.configure("bridge")
 
-        from app.celery import app
-        from broadcaster.bridge.process import Bridge
+    from app.celery import app
+    from broadcaster.bridge.process import Bridge
 
-        bridge = Bridge(settings, app)
-    except DedupError as error:
-        sys.exit(f"dedup: {error}")
+    bridge = Bridge(settings, app, sources)
     bridge.start()
     while not told:
         time.sleep(_LOOK_EVERY_S)

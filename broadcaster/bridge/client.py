@@ -27,10 +27,14 @@ class OrderedClient(socketio.Client):  # type: ignore[misc]  # untyped library
 
     Attributes:
         rubbish: messages that were no Socket.IO packet.
+        message_bytes: length of the message in hand, attachments included; for handlers.
     """
+
+    _binary_packet: Any
 
     def __init__(self, *, timeout_s: float) -> None:
         self.rubbish = 0
+        self.message_bytes = 0
         super().__init__(
             reconnection=False,
             handle_sigint=False,
@@ -43,6 +47,10 @@ class OrderedClient(socketio.Client):  # type: ignore[misc]  # untyped library
 
     def _engineio_client_class(self) -> Callable[..., engineio.Client]:
         return lambda **options: _EngineClient(self._note_rubbish, **options)
+
+    def _handle_eio_message(self, data: str | bytes) -> None:
+        self.message_bytes = len(data) + (self.message_bytes if self._binary_packet else 0)
+        super()._handle_eio_message(data)
 
     def _note_rubbish(self, error: Exception) -> None:
         if self.rubbish % _LOGGED_EVERY == 0:

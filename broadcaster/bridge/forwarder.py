@@ -71,10 +71,12 @@ class Forwarder:
 
     def forward(self, announced: Sequence[Announcement]) -> int:
         """Send announced batches to every live listener that takes more. Returns how many batches were sent."""
+        if not self._watch.active:
+            announced = self._own(announced)
         listeners = self._watch.listeners()
         deployment = self._watch.deployment
         names = [heard.name for heard in listeners if self._gates.open(queue_of(heard.name))]
-        if not names or deployment is None or not self._watch.active:
+        if not names or deployment is None or not announced:
             self._intake.release(announcement["batch"] for announcement in announced)
             log.debug("batch.left", batches=len(announced), listeners=len(listeners), active=self._watch.active)
             return 0
@@ -97,6 +99,12 @@ class Forwarder:
         self._note()
         log.debug("batch.forwarded", batches=len(sent), first=sent[0][0], listeners=names)
         return len(sent)
+
+    def _own(self, announced: Sequence[Announcement]) -> list[Announcement]:
+        """While another bridge is active: only what this process accepted itself; the rest is given up."""
+        own = [announcement for announcement in announced if self._intake.owns(announcement["batch"])]
+        self._intake.release(a["batch"] for a in announced if not self._intake.owns(a["batch"]))
+        return own
 
     def _note(self) -> None:
         try:

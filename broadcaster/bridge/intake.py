@@ -24,10 +24,16 @@ class Intake:
         self._waiting: deque[Announcement] = deque()
         self._events = 0
         self._held: set[str] = set()
+        self._own: set[str] = set()
         self._changed = threading.Condition()
 
-    def offer(self, announcements: Iterable[Announcement]) -> int:
-        """Hold announcements until they are taken. Returns how many there was no room for."""
+    def offer(self, announcements: Iterable[Announcement], *, own: bool = False) -> int:
+        """Hold announcements until they are taken. Returns how many there was no room for.
+
+        Args:
+            announcements: of accepted batches.
+            own: this process accepted them, so nobody else announces them: it forwards them also while another bridge is active.
+        """
         dropped = 0
         with self._changed:
             for announced in announcements:
@@ -38,6 +44,8 @@ class Intake:
                 self._waiting.append(announced)
                 self._events += size
                 self._held.add(announced["batch"])
+                if own:
+                    self._own.add(announced["batch"])
             self._changed.notify()
         return dropped
 
@@ -65,15 +73,22 @@ class Intake:
     def release(self, batches: Iterable[str]) -> None:
         """Say that taken batches are noted as forwarded, or given up."""
         with self._changed:
-            self._held.difference_update(batches)
+            gone = set(batches)
+            self._held -= gone
+            self._own -= gone
+
+    def owns(self, batch: str) -> bool:
+        """Whether a batch that is held was accepted by this process."""
+        return batch in self._own
 
     def holds(self, batch: str) -> bool:
         """Whether a batch was announced and is neither noted as forwarded nor given up."""
         return batch in self._held
 
     def clear(self) -> None:
-        """Give up everything that waits."""
+        """Give up everything that waits, but for what this process accepted itself."""
         with self._changed:
-            self._held.difference_update(announced["batch"] for announced in self._waiting)
-            self._waiting.clear()
-            self._events = 0
+            kept = deque(announced for announced in self._waiting if announced["batch"] in self._own)
+            self._held.difference_update(a["batch"] for a in self._waiting if a["batch"] not in self._own)
+            self._waiting = kept
+            self._events = sum(len(announced["keys"]) for announced in kept)

@@ -6,6 +6,7 @@
 | ``sweep`` | asks MongoDB which deployment this is; sweeps, while this bridge is the active one |
 | ``forward`` | sends what was announced |
 | ``feed-…`` | one a broadcaster: receives announcements |
+| ``foreign-…``, ``accept-…`` | two a foreign feed: receives its events, accepts them (:mod:`broadcaster.bridge.foreign`) |
 
 One lease for forwarding and sweeping together: so the sweeper knows what the forwarder has in hand. No thread ends before it is
 told to: whatever goes wrong in one is logged, and it goes on after a pause.
@@ -17,7 +18,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,10 +27,14 @@ from celery import Celery
 
 from app.claims.store import connect as connect_redis
 from app.errors import ClaimsUnavailable, DedupError, TransientError
+from app.events.policies import Policies
+from app.events.sources import Source
+from app.feeding import FeedStates
 from app.settings import Settings
 from app.stores import mongo
 from app.stores.inbox import Inbox
 from broadcaster.bridge.feed import Feed
+from broadcaster.bridge.foreign import ForeignFeed
 from broadcaster.bridge.forwarder import Forwarder
 from broadcaster.bridge.intake import Announcement, Intake
 from broadcaster.bridge.outage import Outage
@@ -52,9 +57,14 @@ class Bridge:
     Args:
         settings: of this process.
         app: the Celery application.
+        sources: foreign servers to listen to.
+
+    Raises:
+        PolicyError: the policy file is wrong, or a secret that it names is not set.
     """
 
-    def __init__(self, settings: Settings, app: Celery) -> None:
+    def __init__(self, settings: Settings, app: Celery, sources: Sequence[Source] = ()) -> None:
+        app.conf.update(result_backend="disabled://")  # results are for others to ask for: Redis' backend would subscribe to each sent task's
         self._settings = settings
         self._db = mongo.connect(settings, role="bridge")
         self._redis = connect_redis(settings)
@@ -64,6 +74,7 @@ class Bridge:
         self.feeds = [Feed(url, settings.token, self._accept) for url in settings.bridge_sources]
         self.sweeper = Sweeper(settings, self._db, self._redis, app, being_sent=self.intake.holds)
         self._forwarder = Forwarder(self.intake, self.watch, Sender(app), Inbox(self._db), high_water=settings.queue_high_water)
+        self.foreign = self._foreign_of(sources) if sources else []
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
 
@@ -74,10 +85,15 @@ class Bridge:
         self._thread("forward", partial(self._forwarder.run, self._stop))
         for number, feed in enumerate(self.feeds):
             self._thread(f"feed-{number}", partial(feed.run, self._stop))
+        for foreign in self.foreign:
+            self._thread(f"foreign-{foreign.source.name}", partial(foreign.run, self._stop, self._states))
+            self._thread(f"accept-{foreign.source.name}", partial(foreign.accept, self._stop))
 
     def stop(self) -> None:
         """Stop within 3 seconds, give the lease back, close the connections; what is in hand stays in the inbox."""
         self._stop.set()
+        for foreign in self.foreign:
+            foreign.close()
         for feed in self.feeds:
             feed.close()
         deadline = time.monotonic() + _STOP_WITHIN_S
@@ -98,6 +114,18 @@ class Bridge:
     def _accept(self, announced: list[Announcement]) -> None:
         if self.watch.active and (dropped := self.intake.offer(announced)):
             log.warning("bridge.dropped", batches=dropped)
+
+    def _foreign_of(self, sources: Sequence[Source]) -> list[ForeignFeed]:
+        policies = Policies.load(self._settings.policies, self._settings)
+        return [ForeignFeed(source, self._settings, policies, self._db, self._accept_own) for source in sources]
+
+    def _accept_own(self, announced: list[Announcement]) -> None:
+        if dropped := self.intake.offer(announced, own=True):
+            log.warning("bridge.dropped", batches=dropped)
+
+    def _states(self) -> FeedStates | None:
+        deployment = self.watch.deployment
+        return FeedStates(self._redis, deployment) if deployment else None
 
     def _look(self) -> None:
         outage = Outage("redis")

@@ -227,7 +227,7 @@ def test_any_text_compiles_or_is_refused(text):
     "text, says",
     [
         ("[types", "not valid TOML"),
-        ("[type.a]", "'type' is neither 'defaults' nor 'types'"),
+        ("[type.a]", "'type' is no table of a policy file"),
         ("types = 3", "types must be a table"),
         ("[types]\na = 3", 'types."a" must be a table'),
         ("defaults = 3", "defaults must be a table"),

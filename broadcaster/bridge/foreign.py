@@ -1,0 +1,272 @@
+"""A foreign feed: connects to somebody else's Socket.IO server and accepts its events into the inbox.
+
+| thread | does |
+|---|---|
+| ``foreign-…`` | stays connected; puts each payload into the buffer; says how the feed does |
+| ``accept-…`` | reads payloads, accepts them by group commit, announces what was stored to the forwarder of this process |
+
+Guarantees: what is counted as accepted is in the inbox by majority write; what is no event goes to ``failures`` as ``malformed``, with the
+payload; memory is bounded, and what is given up for that is counted and said. MongoDB away or the inbox full: payloads wait in the
+buffer. Two bridges on one feed accept each event twice, and it is processed once.
+
+Not guaranteed: that every event of the server arrives. It waits for no acknowledgement of ours: what it emits while nobody is
+connected, or while the buffer is full, is lost. Two bridges on one feed make that rarer.
+"""
+
+import asyncio
+import os
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+from pymongo.database import Database
+from socketio.exceptions import ConnectionError as SocketError
+
+from app.errors import ClaimsUnavailable, DedupError, InvalidEvent, TransientError
+from app.events.parsing import EventParser
+from app.events.policies import Policies
+from app.events.source_file import secret
+from app.events.sources import Source
+from app.feeding import EVERY_S, FeedState, FeedStates
+from app.messages import announcement
+from app.settings import Settings
+from app.stores.inbox import Inbox
+from app.stores.mongo import Document
+from broadcaster.bridge.buffer import Buffer
+from broadcaster.bridge.client import OrderedClient
+from broadcaster.bridge.intake import Announcement
+from broadcaster.bridge.malformed import MalformedStore
+from broadcaster.bridge.outage import Outage
+from broadcaster.grouping import Submission
+from broadcaster.ingress import Ingress, Stored, prepare
+from broadcaster.watch import InboxWatch
+
+log: Any = structlog.get_logger()
+
+_FIRST_PAUSE_S = 0.2
+_LONGEST_PAUSE_S = 5.0
+_CONNECT_TIMEOUT_S = 5
+_LEAVE_WITHIN_S = 1.5
+_SAY_EVERY_S = 10.0
+
+
+class ForeignFeed:
+    """One foreign server as a source of events.
+
+    Args:
+        source: where it is, and how its payloads become events.
+        settings: of this process.
+        policies: of this process.
+        db: the deployment's database.
+        announce: takes announcements of what was stored; must not wait.
+
+    Raises:
+        PolicyError: a secret that the source names is not set.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        settings: Settings,
+        policies: Policies,
+        db: Database[Document],
+        announce: Callable[[list[Announcement]], None],
+    ) -> None:
+        self.source = source
+        self.accepted = 0
+        self.given_up = 0
+        self._settings = settings
+        self._parser = EventParser(policies, settings)
+        self._inbox = Inbox(db)
+        self._announce = announce
+        self._auth = secret(source.auth)
+        self._buffer = Buffer()
+        self._malformed = MalformedStore(source, db)
+        self._outage = Outage(f"feed {source.name}")
+        self._lost = threading.Event()
+        self._full_said_at = float("-inf")
+        self._client = OrderedClient(timeout_s=_CONNECT_TIMEOUT_S)
+        self._client.on(source.event, self._on_payload, namespace=source.namespace)
+        self._client.on("disconnect", self._on_disconnect, namespace=source.namespace)
+
+    @property
+    def connected(self) -> bool:
+        """Whether payloads can arrive now."""
+        return self.source.namespace in self._client.namespaces
+
+    def state(self) -> FeedState:
+        """How it does."""
+        return FeedState(
+            name=self.source.name,
+            node=f"{socket.gethostname()}#{os.getpid()}",
+            url=self.source.url.rpartition("@")[2],
+            connected=self.connected,
+            received=self._buffer.received,
+            accepted=self.accepted,
+            malformed=self._malformed.seen,
+            unkept=self._malformed.unkept,
+            unaccepted=self._buffer.refused + self.given_up,
+            rubbish=self._client.rubbish,
+            waiting=len(self._buffer),
+        )
+
+    # ------------------------------------------------------------------------------------------------------ the connection
+
+    def run(self, stop: threading.Event, states: Callable[[], FeedStates | None]) -> None:
+        """Stay connected until told to stop.
+
+        Args:
+            stop: tells it.
+            states: where to say how it does, once that is known.
+        """
+        pause_s = _FIRST_PAUSE_S
+        while not stop.is_set():
+            if self._connect():
+                pause_s = _FIRST_PAUSE_S
+                self._say(states())
+                while not self._lost.wait(EVERY_S) and self.connected and not stop.is_set():
+                    self._say(states())
+                self._client.disconnect()
+                if not stop.is_set():
+                    self._outage.note("the connection was lost")
+            self._say(states())
+            stop.wait(pause_s * random.uniform(0.5, 1.0))
+            pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
+        self._say(states(), leaving=True)
+
+    def close(self) -> None:
+        """End the connection, from any thread."""
+        self._lost.set()
+
+    def _connect(self) -> bool:
+        self._lost.clear()
+        token = self._auth if isinstance(self._auth, str) else None
+        try:
+            self._client.connect(
+                self.source.url,
+                headers={"Authorization": f"Bearer {token}"} if token else {},
+                auth={"token": token} if token else self._auth,
+                transports=[self.source.transport],
+                namespaces=[self.source.namespace],
+                wait_timeout=_CONNECT_TIMEOUT_S,
+            )
+        except (SocketError, OSError, ValueError) as error:
+            self._outage.note(error)
+            return False
+        self._outage.over()
+        log.info("feed.connected", feed=self.source.name)
+        return True
+
+    def _on_disconnect(self, *_reason: object) -> None:
+        self._lost.set()
+
+    def _on_payload(self, *arguments: Any) -> None:
+        payload = arguments[0] if len(arguments) == 1 else list(arguments)
+        if not self._buffer.put(payload, self._client.message_bytes) and time.monotonic() - self._full_said_at > _SAY_EVERY_S:
+            self._full_said_at = time.monotonic()
+            log.error("feed.full", feed=self.source.name, waiting=len(self._buffer), unaccepted=self._buffer.refused)
+
+    def _say(self, states: FeedStates | None, *, leaving: bool = False) -> None:
+        if states is not None:
+            try:
+                (states.remove if leaving else states.put)(self.state())
+            except ClaimsUnavailable:
+                return  # the next word will do
+
+    # ---------------------------------------------------------------------------------------------------------- accepting
+
+    def accept(self, stop: threading.Event) -> None:
+        """Accept what arrives until told to stop, and a moment longer what is there then."""
+        asyncio.run(self._accept(stop))
+
+    async def _accept(self, stop: threading.Event) -> None:
+        ingress = Ingress(
+            self._inbox.write,
+            max_events=self._settings.max_batch_events,
+            repeat_for_s=self._settings.mongo_timeout_ms / 1000,
+            on_stored=self._stored,
+        )
+        watch = asyncio.create_task(InboxWatch(self._inbox, ingress, self._settings).run())
+        leaving = Leaving(stop)
+        while not leaving.now(waiting=len(self._buffer)):
+            payloads = await asyncio.to_thread(self._buffer.first, self._settings.max_batch_events, 0.25)
+            if payloads:
+                left = await self._settle(ingress, payloads, leaving)
+                self._buffer.drop(len(payloads))
+                self.given_up += left
+        if self.given_up + len(self._buffer):
+            self.given_up += len(self._buffer)
+            log.error("feed.given_up", feed=self.source.name, payloads=self.given_up)
+        watch.cancel()
+        await asyncio.wait([watch])
+
+    async def _settle(self, ingress: Ingress, payloads: list[Any], leaving: "Leaving") -> int:
+        """Store payloads, as events or as malformed, for as long as it takes. Returns how many were left when it was time to go."""
+        waiting: list[tuple[Any, Submission]] = []
+        for payload in payloads:
+            try:
+                waiting.append((payload, self._read(payload)))
+            except InvalidEvent as error:
+                self._malformed.note(payload, error)
+        outage = Outage(f"inbox, for feed {self.source.name}")
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            waiting, reason = await self._submit(ingress, waiting)
+            try:
+                await asyncio.to_thread(self._malformed.flush)
+            except TransientError as away:
+                reason = away
+            if reason is None:
+                outage.over()
+                return 0
+            outage.note(reason)
+            if leaving.now(waiting=len(waiting)):
+                return len(waiting)
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
+            pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
+
+    async def _submit(
+        self, ingress: Ingress, waiting: list[tuple[Any, Submission]]
+    ) -> tuple[list[tuple[Any, Submission]], DedupError | None]:
+        """Submit payloads together. Returns those that are to be tried again, and why."""
+        answers = await asyncio.gather(*(ingress.submit(one, door="feed") for _, one in waiting), return_exceptions=True)
+        left: list[tuple[Any, Submission]] = []
+        reason: DedupError | None = None
+        for (payload, submission), answer in zip(waiting, answers, strict=True):
+            if isinstance(answer, TransientError):
+                left.append((payload, submission))
+                reason = answer
+            elif isinstance(answer, DedupError):
+                self._malformed.note(payload, answer)
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                self.accepted += 1
+        return left, reason
+
+    def _read(self, payload: Any) -> Submission:
+        events = self._parser.values([self.source.event_of(payload)])
+        return prepare(events, max_events=self._settings.max_batch_events)
+
+    def _stored(self, batches: list[Stored]) -> None:
+        self._announce([announcement(b.batch, [(e.key, e.digest, e.type) for e in b.events], b.accepted_at) for b in batches])
+
+
+class Leaving:
+    """When to stop accepting: at once when nothing waits, else after a moment."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self._stop = stop
+        self._deadline: float | None = None
+
+    def now(self, *, waiting: int) -> bool:
+        """Whether it is time to go."""
+        if not self._stop.is_set():
+            return False
+        if self._deadline is None:
+            self._deadline = time.monotonic() + _LEAVE_WITHIN_S
+        return not waiting or time.monotonic() > self._deadline

@@ -1,0 +1,243 @@
+"""Foreign Socket.IO servers as feeds: real servers, real connections, a bridge as a user starts it."""
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from app.embedded.ports import free_port
+from app.embedded.process import ManagedProcess
+from app.events.policies import Policies
+from app.events.source_file import source_from
+from app.feeding import FeedState, FeedStates
+from app.leases import Lease
+from app.settings import Settings
+from broadcaster.bridge.buffer import Buffer
+from broadcaster.bridge.foreign import ForeignFeed
+from broadcaster.bridge.malformed import MalformedStore
+from broadcaster.bridge.watch import ROLE
+from tests.support.bridging import Place, place_of
+from tests.support.system import ROOT
+from tests.support.waiting import eventually
+
+QUICK: dict[str, Any] = {"lease_ms": 600, "grace_ms": 60_000, "sweep_ms": 100, "heartbeat_ms": 200, "listener_grace_s": 60}
+
+
+class Foreign:
+    """Somebody else's server."""
+
+    def __init__(self, spawn: Callable[..., ManagedProcess], token: str = "") -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._argv = ["python", "-m", "tests.support.foreign_server", str(self.port), *([token] if token else [])]
+        self._spawn = spawn
+        self.start()
+
+    def start(self) -> None:
+        self.process = self._spawn("foreign", self._argv, cwd=ROOT)
+        eventually(self._answers, 20, self.process.log_tail)
+
+    def _answers(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/clients").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def await_clients(self, number: int) -> None:
+        eventually(lambda: httpx.get(f"{self.url}/clients").json() == number, 20)
+
+    def emit(self, *payloads: Any, event: str = "departure", namespace: str = "/", **more: Any) -> None:
+        order = {"event": event, "namespace": namespace, "payloads": list(payloads)} | more
+        httpx.post(f"{self.url}/emit", json=order, timeout=20).raise_for_status()
+
+    def raw(self, text: str) -> None:
+        httpx.post(f"{self.url}/raw", content=text.encode()).raise_for_status()
+
+
+@pytest.fixture
+def place(make_settings) -> Iterator[Place]:
+    with place_of(make_settings(**QUICK)) as made:
+        yield made
+
+
+def state_of(place: Place) -> FeedState | None:
+    return next(iter(FeedStates(place.redis, place.deployment).all()), None)
+
+
+def accepted(place: Place) -> dict[str, Any]:
+    return {e["key"]: e["body"]["data"] for d in place.db.inbox.find().sort("_id") for e in d["events"]}
+
+
+def bridge(spawn, place: Place, *arguments: str, **env: str) -> ManagedProcess:
+    made: ManagedProcess = spawn("feed", ["dedup", "bridge", *arguments], settings=place.settings, env=env)
+    return made
+
+
+def test_a_foreign_server_s_events_are_accepted_and_forwarded_at_once(place, spawn):
+    foreign = Foreign(spawn, token="s3cret")
+    place.beat("listener-1")
+    other = Lease(place.redis, place.deployment, ROLE, owner="another bridge", life_ms=60_000)
+    assert other.hold(), "so the feed's bridge stands by"
+    process = bridge(
+        spawn, place, "--from", foreign.url, "--event", "departure", "--namespace", "/flights", "--auth", "env:FEED_TOKEN",
+        "--type", "kind", "--key", "carrier", "--key", "no", FEED_TOKEN="s3cret",
+    )  # fmt: skip
+    foreign.await_clients(1)
+    eventually(lambda: "bridge.standby" in process.log.read_text(), 10, process.log_tail)
+    place.beat("listener-1")
+
+    flights = [{"kind": "flight.departed", "carrier": "UA", "no": n} for n in range(300)]
+    foreign.emit(*flights, {"carrier": "UA", "no": 1}, "binary", 5, namespace="/flights")
+    foreign.emit({"kind": "k", "carrier": "UA", "no": 5}, namespace="/")  # another namespace
+
+    eventually(lambda: len(accepted(place)) == 300, 10, process.log_tail)
+    source = f"127.0.0.1:{foreign.port}"
+    assert accepted(place)[f'id~{source}~["UA",7]'] == flights[7]
+    assert {d["door"] for d in place.db.inbox.find()} == {"feed"}
+    assert {e["type"] for d in place.db.inbox.find() for e in d["events"]} == {"flight.departed"}
+    eventually(lambda: sum(len(sent.delivery.keys) for sent in place.of("listener-1")) == 300, 5, process.log_tail)
+    eventually(lambda: all(d["forwards"] == 1 and d["seq"] for d in place.db.inbox.find()), 5)
+
+    failures = list(place.db.failures.find())
+    assert [f["state"] for f in failures] == ["malformed"] * 3
+    assert all(f["_id"] == f"{f['key']}#{f['digest']}" and f["reason"] for f in failures)
+    assert {str(f["body"]["data"]) for f in failures} >= {"{'carrier': 'UA', 'no': 1}", "5"}
+    found = eventually(lambda: (s := state_of(place)) and s.accepted == 300 and s, 5)
+    assert (found.connected, found.received, found.malformed, found.unaccepted) == (True, 303, 3, 0)
+
+    assert process.terminate(deadline_s=5) == 0
+    assert state_of(place) is None
+
+
+def test_a_server_that_goes_away_or_speaks_rubbish_is_borne(place, spawn):
+    foreign = Foreign(spawn)
+    process = bridge(spawn, place, "--from", foreign.url, "--event", "departure", "--id", "n")
+    foreign.await_clients(1)
+    foreign.emit({"n": 1})
+    for text in (
+        "",
+        "9",
+        "2{",
+        '2["departure"',
+        '2["departure",',
+        "2[]",
+        "2{}",
+        '51-["departure",{"_placeholder":true,"num":0}]',
+        "x" * 100_000,
+        '2["departure"]',
+    ):
+        foreign.raw(text)
+    foreign.emit([{"n": 2}, {"n": 3}], several=True)  # the first is no argument list of one
+    foreign.emit({"n": 4})
+    eventually(lambda: len(accepted(place)) == 2, 10, process.log_tail)
+
+    foreign.process.kill()
+    eventually(lambda: (s := state_of(place)) and not s.connected, 15, process.log_tail)
+    foreign.start()
+    foreign.await_clients(1)
+    foreign.emit({"n": 5})
+    eventually(lambda: len(accepted(place)) == 3, 10, process.log_tail)
+    found = eventually(lambda: (s := state_of(place)) and s.accepted == 3 and s, 5)
+    assert found.rubbish > 0
+    assert process.log.read_text().count("bridge.rubbish") == 1
+    assert "Traceback" not in process.log.read_text()
+
+
+def test_feeds_of_the_policy_file_and_what_is_wrong_with_the_command_line(place, spawn, tmp_path):
+    foreign = Foreign(spawn)
+    (tmp_path / "policies.toml").write_text(
+        f"[feeds.airport]\nurl = '{foreign.url}'\nevent = 'departure'\nkey = 'n'\ntransport = 'polling'\n"
+    )
+    process = bridge(spawn, place, "--from", "airport", DEDUP_POLICIES=str(tmp_path / "policies.toml"))
+    foreign.await_clients(1)
+    foreign.emit({"n": 1})
+    eventually(lambda: list(accepted(place)) == ["id~airport~1"], 10, process.log_tail)
+    process.terminate()
+
+    for arguments, code, said in (
+        (["--from", "nowhere"], 1, "the policy file has no feed 'nowhere'"),
+        (["--from", foreign.url], 1, "has no event"),
+        (["--event", "departure"], 2, "needs --from"),
+        (["--from", foreign.url, "--event", "departure", "--key", "a["], 1, "is no JMESPath"),
+        (["--from", foreign.url, "--event", "departure", "--auth", "env:NOT_SET_ANYWHERE"], 1, "NOT_SET_ANYWHERE"),
+    ):
+        failed = bridge(spawn, place, *arguments)
+        eventually(lambda it=failed: not it.alive, 20)  # type: ignore[misc]
+        assert failed.returncode == code
+        assert said in failed.log_tail().replace("\n", " "), failed.log_tail()
+
+
+class InProcess:
+    """A feed without its bridge."""
+
+    def __init__(self, settings: Settings, place: Place, url: str) -> None:
+        source = source_from("test", "airport", {"url": url, "event": "departure", "key": "n"})
+        self.feed = ForeignFeed(source, settings, Policies.load(None, settings), place.db, lambda _: None)
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self.feed.run, args=(self._stop, lambda: None)),
+            threading.Thread(target=self.feed.accept, args=(self._stop,)),
+        ]
+
+    def start(self) -> ForeignFeed:
+        for thread in self._threads:
+            thread.start()
+        return self.feed
+
+    def end(self) -> None:
+        self._stop.set()
+        self.feed.close()
+        for thread in self._threads:
+            thread.join(20)
+
+
+@pytest.mark.fault
+def test_g7_what_mongodb_cannot_take_waits_and_what_finds_no_room_is_counted(private_servers, private_settings, spawn):
+    """G7: the buffer has an end; what is in it is accepted when MongoDB is back, the rest is counted as not accepted."""
+    foreign = Foreign(spawn)
+    with place_of(private_settings) as place:
+        here = InProcess(private_settings, place, foreign.url)
+        here.feed._buffer = Buffer(max_payloads=5)
+        feed = here.start()
+        foreign.await_clients(1)
+        foreign.emit({"n": 0})
+        eventually(lambda: feed.accepted == 1, 10)
+        node = private_servers.mongo.nodes[0]
+        node.pause()
+        foreign.emit(*[{"n": n} for n in range(1, 13)], {"no": "n"})
+        eventually(lambda: feed.state().received == 14 and feed.state().unaccepted > 0, 10)
+        node.resume()
+
+        eventually(lambda: feed.state().waiting == 0, 30)
+        here.end()
+        found = feed.state()
+        assert found.accepted + found.malformed + found.unaccepted == found.received == 14
+        assert found.unaccepted >= 13 - 5 - 1
+        assert len(accepted(place)) == found.accepted
+
+
+def test_g7_malformed_payloads_are_kept_up_to_a_number(place):
+    """G7: a server that changed its form does not fill ``failures``."""
+    source = source_from("test", "airport", {"url": "http://h", "event": "departure"})
+    store = MalformedStore(source, place.db, max_kept=3)
+    for n in (1, 2, 2, 3, 4, 5):
+        store.note({"n": n}, ValueError("no key"))  # type: ignore[arg-type]
+        store.flush()
+
+    assert place.db.failures.count_documents({"state": "malformed"}) <= 3
+    assert (store.seen, store.seen - store.unkept) == (6, 3)
+
+
+def test_a_buffer_is_bounded_by_number_and_by_bytes():
+    buffer = Buffer(max_payloads=3, max_bytes=100)
+    assert buffer.put("huge", 5_000)
+    assert not buffer.put("b", 1)
+    buffer.drop(1)
+    assert [buffer.put(n, 40) for n in range(3)] == [True, True, False]
+    assert buffer.first(1, 0) == [0]
+    assert buffer.first(10, 0) == [0, 1]
+    buffer.drop(2)
+    assert [buffer.put(n, 1) for n in range(4)] == [True, True, True, False]
+    assert (buffer.received, buffer.refused, len(buffer)) == (9, 3, 3)
