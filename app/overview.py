@@ -14,6 +14,7 @@ from pymongo.database import Database
 from app.claims import store as claims
 from app.claims.store import Client
 from app.errors import DedupError, TransientError
+from app.feeding import FeedStates
 from app.presence import Beat, Listener, Presence, known_listeners
 from app.settings import Settings
 from app.stores.failures import Failures
@@ -30,7 +31,7 @@ def overview(db: Database[Document], settings: Settings) -> Facts:
     """Everything at a glance.
 
     Returns:
-        ``mongo``, ``redis``: ``{"ok": bool, "error"?}``; ``listeners``: a list, or ``{"error"}``; ``inbox``: ``batches,
+        ``mongo``, ``redis``: ``{"ok": bool, "error"?}``; ``listeners``, ``feeds``: a list, or ``{"error"}``; ``inbox``: ``batches,
         oldest_age_s``; ``failures``: numbers by state; ``ledger``: ``events``; ``paused``: types; ``sweeper``: ``last_success_s``,
         seconds ago or None. A part whose store is away is ``{"error": …}``.
     """
@@ -45,8 +46,9 @@ def overview(db: Database[Document], settings: Settings) -> Facts:
         if isinstance(presence, Presence):
             listeners = _part(redis, lambda: _listeners(db, presence, settings))
             sweeper = _part(redis, lambda: _sweeper(presence))
+            feeds = _part(redis, lambda: feeds_of(client, deployment_id(db)))
         else:  # without MongoDB nobody knows under which name Redis keeps them
-            listeners = sweeper = presence
+            listeners = sweeper = feeds = presence
             _part(redis, lambda: _ping(client))
     return {
         "mongo": mongo,
@@ -57,7 +59,17 @@ def overview(db: Database[Document], settings: Settings) -> Facts:
         "ledger": ledger,
         "paused": paused,
         "sweeper": sweeper,
+        "feeds": feeds,
     }
+
+
+def feeds_of(client: Client, deployment: str) -> list[Facts]:
+    """The foreign feeds that bridges listen to now.
+
+    Raises:
+        ClaimsUnavailable: Redis is away.
+    """
+    return [msgspec.structs.asdict(state) for state in FeedStates(client, deployment).all()]
 
 
 def _part(store: Facts, read: Callable[[], Any]) -> Any:

@@ -13,6 +13,7 @@ from pymongo.database import Database
 
 from app.claims import store as claims
 from app.naming import RECOVERY_QUEUE, queue_of
+from app.overview import feeds_of
 from app.presence import Listener, Presence
 from app.settings import Settings
 from app.stores.failures import Failures
@@ -69,6 +70,7 @@ class Report:
         self._names: list[str] = []
         self.mongo: Look[bool] = Look(lambda: answers(db), fresh_s=0.5)
         self.redis: Look[bool] = Look(self._ping, fresh_s=0.5)
+        self._feeds: Look[list[dict[str, Any]]] = Look(self._foreign, fresh_s=0.5)
         self._alive: Look[list[Listener]] = Look(self._listeners, fresh_s=0.5)
         self._stored: Look[dict[str, Any]] = Look(self._counts, fresh_s=0.5)
         self._queues: Look[dict[str, int]] = Look(self._depths, fresh_s=0.5)
@@ -91,10 +93,18 @@ class Report:
             "inbox": _inbox(await self._watch.look.get(wait_s=WAIT_S)),
             **(stored.value or {"ledger": {"error": stored.error}, "failures": {"error": stored.error}}),
             "listeners": [_listener(listener, queues.value or {}) for listener in listeners.value or ()],
+            "feeds": await self._foreign_feeds(),
             "redis": state_of(redis_seen),
             "queues": queues.value if queues.value is not None else {"error": queues.error},
             "socketio": {"clients": self._emitter.clients(), "sent": self._emitter.sent, "dropped": self._emitter.dropped},
         }
+
+    async def _foreign_feeds(self) -> Any:
+        seen = await self._feeds.get(wait_s=WAIT_S)
+        return {"error": seen.error} if seen.value is None else seen.value
+
+    def _foreign(self) -> list[dict[str, Any]]:
+        return feeds_of(self._claims, deployment_id(self._db))
 
     def _counts(self) -> dict[str, Any]:
         ledger, failures = Ledger(self._db), Failures(self._db)

@@ -45,6 +45,8 @@ def _tell(facts: dict[str, Any]) -> None:
     }
     if isinstance(paused, list) and paused:
         rows["paused"] = ", ".join(plain(type_) for type_ in paused)
+    for feed in facts["feeds"] if isinstance(facts["feeds"], list) else ():
+        rows[f"feed {plain(feed['name'])}"] = _feed(feed)
     for label, value in rows.items():
         put(f"{label:<10} {'not known' if isinstance(value, dict) else value}")
 
@@ -68,6 +70,12 @@ def _tell_listeners(listeners: Any) -> None:
         heard = f"{ago(one['silent_ms'] / 1000)} ago" if one["alive"] else f"SILENT {ago(one['silent_ms'] / 1000)}"
         table.add_row(plain(one["name"]), f"{one['won']:,}", f"{one['skipped']:,}", f"{one['failed']:,}", heard)
     console().print(table)
+
+
+def _feed(feed: dict[str, Any]) -> str:
+    counts = {"accepted": "accepted", "malformed": "malformed", "unaccepted": "LOST for want of room", "waiting": "waiting"}
+    said = [f"{feed[name]:,} {word}" for name, word in counts.items() if feed[name] or name == "accepted"]
+    return f"{'connected' if feed['connected'] else 'NOT CONNECTED'}, {', '.join(said)} ({plain(feed['node'])})"
 
 
 def _swept(before_s: float | None) -> str:

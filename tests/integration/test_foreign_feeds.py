@@ -106,6 +106,8 @@ def test_a_foreign_server_s_events_are_accepted_and_forwarded_at_once(place, spa
     assert {str(f["body"]["data"]) for f in failures} >= {"{'carrier': 'UA', 'no': 1}", "5"}
     found = eventually(lambda: (s := state_of(place)) and s.accepted == 300 and s, 5)
     assert (found.connected, found.received, found.malformed, found.unaccepted) == (True, 303, 3, 0)
+    status = spawn("status", ["dedup", "status"], settings=place.settings)
+    eventually(lambda: "connected, 300 accepted, 3 malformed" in status.log_tail(), 15, status.log_tail)
 
     assert process.terminate(deadline_s=5) == 0
     assert state_of(place) is None
