@@ -20,6 +20,10 @@ compact = msgspec.json.Encoder().encode
 """JSON text without spaces of a value without a fault; the order of fields is kept. An event's size is measured in it."""
 
 _decode = msgspec.json.Decoder().decode
+_decode_array = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_INDENT = 256
+"""So many blanks before an array are seen through."""
+_READ_AGAIN_BYTES = 1024 * 1024
 
 
 def decode(text: bytes) -> Any:
@@ -35,6 +39,33 @@ def decode(text: bytes) -> Any:
         return _decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _decode_leniently(text)
+
+
+def is_array(text: bytes) -> bool:
+    """Whether a JSON text is an array, by its first character."""
+    return text[:_INDENT].lstrip(b" \t\r\n").startswith(b"[")
+
+
+def elements(text: bytes) -> list[msgspec.Raw] | None:
+    """The texts of a JSON array's elements, unread; None for what ``decode`` can say more about.
+
+    For long texts: whoever reads one element after the other lets other threads run in between; the decoding of a whole text
+    does not.
+
+    Raises:
+        InvalidEvent: a very long array is not JSON; reading it again to say where would take too long.
+    """
+    try:
+        return _decode_array(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        if len(text) <= _READ_AGAIN_BYTES:
+            return None
+        raise InvalidEvent(f"the body is not JSON: {error}", status=400) from None
+
+
+def least_size(text: bytes) -> int:
+    """A size that the value of a JSON text has at least when written by ``compact``, found without reading it."""
+    return sum(map(text.count, (b"{", b"}", b"[", b"]", b",", b":")))
 
 
 def _decode_leniently(text: bytes) -> Any:

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import InvalidEvent
+from app.events import parsing
 from app.events.attributes import DEFAULT_SOURCE, MAX_ATTRIBUTE_BYTES
 from app.events.event import Event
 from app.events.keys import MAX_KEY_BYTES
@@ -233,7 +234,57 @@ def test_nesting(opening, closing):
     assert (error.status, error.index) == (422, 0)
     assert "nested" in str(error)
     assert refusal(nested(5_000)).status == 422
-    assert refusal((opening * 20_000).encode()).status in (400, 422)
+    assert refusal((opening * 20_000).encode()).status in (400, 413, 422)
+
+
+@pytest.mark.parametrize("media", [PLAIN, BATCH])
+@given(
+    items=st.lists(
+        st.fixed_dictionaries(
+            {"type": st.sampled_from(["a", "b"]), "source": st.just("s"), "id": st.sampled_from("123")},
+            optional={
+                "data": st.recursive(
+                    st.none() | st.integers(-(2**64), 2**64) | st.text(max_size=5) | st.floats(), lambda inner: st.lists(inner, max_size=3)
+                ),
+                "time": st.sampled_from(["2020-01-01T00:00:00Z", "no time"]),
+                "specversion": st.just("1.0"),
+            },
+        )
+        | st.integers()
+        | st.just({}),
+        max_size=4,
+    ),
+    noise=st.sampled_from(["", " ", ",", "]", '"']),
+)
+def test_a_long_request_is_read_as_a_short_one(media, items, noise):
+    """Long ones are read event by event; which of several errors is told first may differ."""
+
+    def read(limit: int) -> list[Event] | None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(parsing, "LONG_BYTES", limit)
+            try:
+                return PARSER.request((json.dumps(items) + noise).encode(), media)
+            except InvalidEvent:
+                return None
+
+    assert read(0) == read(10**9)
+
+
+def test_where_a_long_request_is_wrong():
+    good = [{"type": "a", "source": "s", "id": str(n), "data": "x" * 1_000} for n in range(80)]
+    assert len(post(good)) == 80
+    for wrong, status, field in (
+        ({"type": "a", "id": "1", "data": 2**63}, 422, "data"),
+        ({"type": "a", "id": "1", "data": "x" * 2_000}, 413, None),
+        ({"type": "a", "id": "1", "data": [[]] * 2_000}, 413, None),
+        ({"type": "a"}, 422, "id"),
+        (5, 422, None),
+    ):
+        assert said(refusal(json.dumps([*good, wrong]).encode())) == (status, 80, field)
+    twice = json.dumps(good).encode()[:-1] + b', {"type": "a", "id": "1", "id": "2"}]'
+    assert said(refusal(twice)) == (422, 80, "id")
+    assert refusal(json.dumps(good).encode()[:-1]).status == 400
+    assert refusal(b'{"type": "a", "data": [' + b"[]," * 25_000 + b"1]}").status == 413
 
 
 def test_sizes():
