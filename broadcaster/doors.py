@@ -22,10 +22,10 @@ from app.errors import InvalidEvent
 from app.events.event import Event
 from app.events.parsing import IDEMPOTENCY_KEY, EventParser
 from app.settings import Settings
+from app.stores.submission import Submission, prepare
 from broadcaster.answers import Json
 from broadcaster.body import Budget, read_body
-from broadcaster.grouping import Submission
-from broadcaster.ingress import Ingress, prepare
+from broadcaster.ingress import Ingress
 
 INLINE_BYTES = 16 * 1024
 """Bodies up to this size are read in the event loop; longer ones in a thread, so that nobody waits for them."""

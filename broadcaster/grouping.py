@@ -11,25 +11,7 @@ from dataclasses import dataclass, field
 
 from app.events.event import Event
 from app.stores.records import Entry
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Submission:
-    """The events of one request, checked and encoded, ready to be stored.
-
-    Attributes:
-        keys: the key of every event, in the request's order.
-        events: its distinct events.
-        entries: their stored form, in the same order.
-        sizes: the bytes that each takes in a document.
-        size: the sum of these.
-    """
-
-    keys: tuple[str, ...]
-    events: tuple[Event, ...]
-    entries: tuple[Entry, ...]
-    sizes: tuple[int, ...]
-    size: int
+from app.stores.submission import Submission
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

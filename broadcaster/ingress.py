@@ -20,17 +20,14 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import structlog
-from bson.errors import BSONError
 
 from app.errors import CommitUnknown, DedupError, InboxFull, InvalidEvent, PermanentError, StoreUnavailable, TransientError
 from app.events.event import Event
 from app.stores.mongo import Document
-from app.stores.records import Entry, entry_of, inbox_document, new_batch_id, utc_now
-from broadcaster.grouping import Draft, Limits, Submission, Waiter, take_group
+from app.stores.records import inbox_document, new_batch_id, utc_now
+from app.stores.submission import Submission, prepare
+from broadcaster.grouping import Draft, Limits, Waiter, take_group
 
-MAX_REQUEST_BYTES = 12 * 1024 * 1024
-"""Most bytes of one request's events as BSON: one request is one document, and MongoDB's limit is 16 MiB. (BSON may be six times
-as long as its JSON: a digit in an array takes twelve bytes.)"""
 SHARED_BYTES = 4 * 1024 * 1024
 """Requests share a document up to this size."""
 WRITE_BYTES = 24 * 1024 * 1024
@@ -40,8 +37,6 @@ WAITING_BYTES = 64 * 1024 * 1024
 WRITERS = 2
 """Writes under way at a time: with two, a single event need not wait for a bulk write to end."""
 REPEAT_PAUSE_S = 0.1
-_ENTRY_OVERHEAD = 64
-"""Names, types and lengths of an element of ``events``, rounded up."""
 
 log = structlog.get_logger(__name__)
 
@@ -63,41 +58,6 @@ class Stored:
     door: str
     accepted_at: datetime
     events: Sequence[Event]
-
-
-def prepare(events: Sequence[Event], *, max_events: int) -> Submission:
-    """Fold equal events and encode each once; to be called in a worker thread where there are many.
-
-    Raises:
-        InvalidEvent: 409 the same key with two digests; 413 too many or too large for one inbox document; 422 none at all, or
-            one that BSON cannot hold.
-    """
-    if not events:
-        raise InvalidEvent("the request has no events")
-    distinct: dict[str, Event] = {}
-    for index, event in enumerate(events):
-        held = distinct.setdefault(event.key, event)
-        if held.digest != event.digest:
-            raise InvalidEvent("the same key stands twice in this request with different payloads", status=409, index=index)
-    if len(distinct) > max_events:
-        raise InvalidEvent(f"{len(distinct)} events in one request; the limit is {max_events}", status=413)
-    entries = tuple(_encoded(event, index) for index, event in enumerate(distinct.values()))
-    sizes = tuple(_size(entry) for entry in entries)
-    size = sum(sizes)
-    if size > MAX_REQUEST_BYTES:
-        raise InvalidEvent(f"the events take {size} bytes in MongoDB; {MAX_REQUEST_BYTES} fit into one request: send fewer", status=413)
-    return Submission(keys=tuple(event.key for event in events), events=tuple(distinct.values()), entries=entries, sizes=sizes, size=size)
-
-
-def _encoded(event: Event, index: int) -> Entry:
-    try:
-        return entry_of(event)
-    except (BSONError, OverflowError, ValueError, TypeError, RecursionError) as error:
-        raise InvalidEvent(f"the event cannot be stored: {str(error)[:200]}", index=index, field="data") from error
-
-
-def _size(entry: Entry) -> int:
-    return len(entry.body.raw) + 4 * (len(entry.key) + len(entry.type)) + len(entry.digest) + _ENTRY_OVERHEAD
 
 
 class Ingress:
@@ -141,7 +101,7 @@ class Ingress:
             door: where they came in: ``http``, ``socketio``, …
 
         Raises:
-            InvalidEvent: the request cannot be stored; see :func:`prepare`.
+            InvalidEvent: the request cannot be stored; see :func:`~app.stores.submission.prepare`.
             InboxFull: the inbox, or what waits for it, is at its limit.
             StoreUnavailable, CommitUnknown: not known to be stored; the producer repeats the same events.
         """
@@ -161,7 +121,7 @@ class Ingress:
             raise InboxFull(self.full)
 
     async def submit(self, submission: Submission, *, door: str) -> Receipt:
-        """Store what :func:`prepare` made; see :meth:`accept`."""
+        """Store what :func:`~app.stores.submission.prepare` made; see :meth:`accept`."""
         self.check_open()
         if self._waiting_bytes + submission.size > WAITING_BYTES:
             raise InboxFull("more events wait to be stored than fit into memory")

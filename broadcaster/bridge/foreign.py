@@ -36,13 +36,13 @@ from app.messages import announcement
 from app.settings import Settings
 from app.stores.inbox import Inbox
 from app.stores.mongo import Document
+from app.stores.submission import Submission, prepare
 from broadcaster.bridge.buffer import Buffer
 from broadcaster.bridge.client import OrderedClient
 from broadcaster.bridge.intake import Announcement
 from broadcaster.bridge.malformed import MalformedStore
 from broadcaster.bridge.outage import Outage
-from broadcaster.grouping import Submission
-from broadcaster.ingress import Ingress, Stored, prepare
+from broadcaster.ingress import Ingress, Stored
 from broadcaster.watch import InboxWatch
 
 log: Any = structlog.get_logger()

@@ -9,8 +9,9 @@ import pytest
 
 from app.errors import CommitUnknown, InboxFull, InvalidEvent, PermanentError, StoreUnavailable
 from app.events.event import Event
+from app.stores.submission import prepare
 from broadcaster import ingress as ingress_module
-from broadcaster.ingress import Ingress, Stored, prepare
+from broadcaster.ingress import Ingress, Stored
 
 
 def event(key: str, digest: str = "d", **fields: Any) -> Event:
