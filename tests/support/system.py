@@ -78,9 +78,9 @@ class System:
         self.await_listeners(listeners)
         return self
 
-    def start_broadcaster(self, name: str = "broadcaster") -> ManagedProcess:
+    def start_broadcaster(self, name: str = "broadcaster", *, env: Mapping[str, str] | None = None) -> ManagedProcess:
         """Start a broadcaster; its URL becomes the one that events are sent to."""
-        process = self._start(name, ["python", "-m", "broadcaster"])
+        process = self._start(name, ["python", "-m", "broadcaster"], env)
         self.url = eventually(lambda: ready_url(process), 20, process.log_tail)
         return process
 
@@ -88,9 +88,9 @@ class System:
         """Start a bridge."""
         return self._start(name, ["python", "-m", "broadcaster.bridge"], env)
 
-    def start_listener(self, name: str, *, node: str = "%h", env: Mapping[str, str] | None = None) -> ManagedProcess:
-        """Start a listener as a user does."""
-        argv = ["celery", "-A", "app", "worker", "-n", f"{name}@{node}", "--without-mingle", "--without-gossip"]
+    def start_listener(self, name: str, *options: str, node: str = "%h", env: Mapping[str, str] | None = None) -> ManagedProcess:
+        """Start a listener as a user does; ``options`` are Celery's."""
+        argv = ["celery", "-A", "app", "worker", "-n", f"{name}@{node}", "--without-mingle", "--without-gossip", *options]
         return self._start(f"{name}-{node.strip('%')}", argv, env)
 
     def _start(self, name: str, argv: Sequence[str], env: Mapping[str, str] | None = None) -> ManagedProcess:
