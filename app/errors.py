@@ -50,6 +50,18 @@ class InboxFull(TransientError):
     """The inbox is at its limit; producers are told to come back after a while."""
 
 
+class RateLimited(TransientError):
+    """A producer sends more than it may; it is told when to come back.
+
+    Attributes:
+        retry_after_s: when, in whole seconds from now.
+    """
+
+    def __init__(self, detail: str, *, retry_after_s: int) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
+
+
 class InvalidEvent(PermanentError):
     """An event that the door refuses.
 

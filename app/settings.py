@@ -96,12 +96,21 @@ class Settings:
     """Most events of one request and of one inbox document."""
     inbox_max_batches: int = 20_000
     """Inbox limit: beyond it producers get 503 with Retry-After."""
+    inbox_max_bytes: int = 4 * 1024**3
+    """Inbox limit: the same by its size in bytes of BSON, before MongoDB compresses it."""
     inbox_max_age_s: int = 86_400
     """Inbox limit: while its oldest batch is older, producers get 503."""
+    client_events_per_s: float = 0.0
+    """Rate limit of one client (by IP address) or one signed webhook, in events a second over all doors: 429 beyond it; 0 is off."""
+    client_burst: int = 1_000
+    """So many events a client may send at once before the rate counts."""
     mongo_timeout_ms: int = 5_000
     """How long one MongoDB operation may take before it counts as an outage."""
     redis_timeout_ms: int = 2_000
     """How long one Redis call may take before it counts as an outage."""
+
+    result_backend: str = field(default="", repr=False)
+    """Celery's result backend, as ``redis://127.0.0.1:6379/2``, for tests that call ``.get()``; without one, tasks' results are not kept."""
 
     token: str = field(default="", repr=False)
     """Bearer token of all doors; required outside loopback."""
@@ -137,9 +146,14 @@ class Settings:
             "concurrency",
             "async_limit",
             "queue_high_water",
+            "inbox_max_batches",
+            "inbox_max_bytes",
+            "client_burst",
         ):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{PREFIX}{name.upper()} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.client_events_per_s < float("inf"):
+            raise SettingsError(f"{PREFIX}CLIENT_EVENTS_PER_S must be 0 (off) or more, not {self.client_events_per_s}")
         if self.max_batch_events > 500:
             raise SettingsError(f"{PREFIX}MAX_BATCH_EVENTS must be at most 500, not {self.max_batch_events}")
         if not database_of(self.mongo_url):

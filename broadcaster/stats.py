@@ -131,7 +131,8 @@ def _inbox(seen: Seen[InboxState]) -> dict[str, Any]:
     if seen.value is None:
         return {"error": seen.error}
     oldest_at = seen.value.oldest_at
-    return {"batches": seen.value.batches, "oldest_age_s": None if oldest_at is None else age_s(oldest_at, utc_now())}
+    oldest_age_s = None if oldest_at is None else age_s(oldest_at, utc_now())
+    return {"batches": seen.value.batches, "bytes": seen.value.bytes, "oldest_age_s": oldest_age_s}
 
 
 def state_of(seen: Seen[bool]) -> dict[str, Any]:

@@ -71,6 +71,7 @@ class InboxState:
     """The inbox at one moment."""
 
     batches: int
+    bytes: int
     oldest_at: datetime | None
 
 
@@ -92,15 +93,19 @@ class InboxWatch:
             await asyncio.sleep(INTERVAL_S)
 
     def _judge(self, state: InboxState) -> None:
+        settings = self._settings
         reason = ""
         oldest_s = 0.0 if state.oldest_at is None else age_s(state.oldest_at, utc_now())
-        if state.batches >= self._settings.inbox_max_batches:
-            reason = f"the inbox is full: {state.batches} batches wait, and {self._settings.inbox_max_batches} are the most"
-        elif oldest_s > self._settings.inbox_max_age_s:
-            reason = f"the inbox is stuck: its oldest batch waits for {oldest_s:.0f} s, and {self._settings.inbox_max_age_s} s are the most"
+        if state.batches >= settings.inbox_max_batches:
+            reason = f"the inbox is full: {state.batches} batches wait, and {settings.inbox_max_batches} are the most"
+        elif state.bytes >= settings.inbox_max_bytes:
+            reason = f"the inbox is full: {state.bytes} bytes wait, and {settings.inbox_max_bytes} are the most"
+        elif oldest_s > settings.inbox_max_age_s:
+            reason = f"the inbox is stuck: its oldest batch waits for {oldest_s:.0f} s, and {settings.inbox_max_age_s} s are the most"
         if bool(reason) != bool(self._ingress.full):
-            log.warning("inbox.full" if reason else "inbox.open", batches=state.batches, oldest_s=oldest_s)
+            log.warning("inbox.full" if reason else "inbox.open", batches=state.batches, bytes=state.bytes, oldest_s=oldest_s)
         self._ingress.full = reason
 
     def _state(self) -> InboxState:
-        return InboxState(batches=self._inbox.size(), oldest_at=self._inbox.oldest_at())
+        batches, size = self._inbox.usage()
+        return InboxState(batches=batches, bytes=size, oldest_at=self._inbox.oldest_at())

@@ -21,13 +21,19 @@ from typing import Any
 
 from pymongo import ASCENDING, UpdateOne
 from pymongo.database import Database
-from pymongo.errors import BulkWriteError
+from pymongo.errors import BulkWriteError, OperationFailure
 from pymongo.read_concern import ReadConcern
 
-from app.errors import PermanentError
+from app.errors import PermanentError, StoreUnavailable
 from app.naming import MESSAGE_VERSION
 from app.stores.mongo import DUPLICATE_KEY, RAW, Document, translated, unacknowledged_by_majority
 from app.stores.records import Batch, Entry, entry_from, utc_now
+
+
+_NO_COLLECTION = 26
+_CANNOT_HOLD = frozenset({2, 9, 15, 22, 121, 10334, 17280, 17419, 17420})
+"""Codes that mean the document: too large, nested too deeply, not BSON, refused by a validator. Any other may pass: a server that takes no
+writes (371) or whose disk is full says so for each document too."""
 
 
 class UnknownVersion(PermanentError):
@@ -48,14 +54,13 @@ class Inbox:
 
         Raises:
             StoreUnavailable, CommitUnknown: not known to be stored; repeat with the same documents.
+            PermanentError: MongoDB cannot hold one of them; others may be stored.
         """
         with translated("storing accepted events"):
             try:
                 self._collection.insert_many(documents, ordered=False)
             except BulkWriteError as error:
-                errors = (error.details or {}).get("writeErrors", [])
-                if any(e["code"] != DUPLICATE_KEY for e in errors):
-                    raise PermanentError(f"MongoDB cannot hold these events: {errors[0]['errmsg'][:200]}") from error
+                _judge((error.details or {}).get("writeErrors", []), error)
                 self._confirm([d["_id"] for d in documents])
 
     def _confirm(self, batch_ids: list[str]) -> None:
@@ -122,6 +127,18 @@ class Inbox:
         with translated("counting the inbox"):
             return self._collection.estimated_document_count()
 
+    def usage(self) -> tuple[int, int]:
+        """Number of batches, and their bytes before compression, by the collection's metadata; may be off after a crash of MongoDB."""
+        pipeline: list[Document] = [{"$collStats": {"storageStats": {}}}, {"$project": {"storageStats.count": 1, "storageStats.size": 1}}]
+        with translated("measuring the inbox"):
+            try:
+                shards = [found["storageStats"] for found in self._latest.aggregate(pipeline)]
+            except OperationFailure as error:
+                if error.code == _NO_COLLECTION:
+                    return 0, 0
+                raise
+        return sum(int(shard["count"]) for shard in shards), sum(int(shard["size"]) for shard in shards)
+
     def oldest_at(self) -> datetime | None:
         """When the oldest batch was accepted, or None when the inbox is empty."""
         with translated("reading the inbox"):
@@ -146,6 +163,16 @@ class Inbox:
                 for e in d["events"]
                 if e["key"] == key
             ]
+
+
+def _judge(errors: Sequence[Document], error: BulkWriteError) -> None:
+    """Raise what the errors of single documents mean; a duplicate ``_id`` means that the document is there already."""
+    others = [e for e in errors if e["code"] != DUPLICATE_KEY]
+    passing = [e for e in others if e["code"] not in _CANNOT_HOLD]
+    if passing:
+        raise StoreUnavailable(f"MongoDB refused storing accepted events: {passing[0]['errmsg'][:200]}") from error
+    if others:
+        raise PermanentError(f"MongoDB cannot hold these events: {others[0]['errmsg'][:200]}") from error
 
 
 def _batch(found: Any) -> Batch:

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import pytest
 from pymongo import MongoClient
 
 from app.embedded.servers import EmbeddedServers
@@ -105,8 +106,9 @@ def test_lost_confirmations_and_the_end_amid_a_write(start_servers: Callable[...
         assert inbox.count_documents({"events.key": "id~shop~last"}) == 1
 
 
-def test_a_full_inbox_is_said_and_opens_again(make_settings: Callable[..., Settings], tmp_path: Path):
-    settings = make_settings(port=0, inbox_max_batches=3)
+@pytest.mark.parametrize("limit", [{"inbox_max_batches": 3}, {"inbox_max_bytes": 1_000}], ids=["batches", "bytes"])
+def test_a_full_inbox_is_said_and_opens_again(make_settings: Callable[..., Settings], tmp_path: Path, limit: dict[str, int]):
+    settings = make_settings(port=0, **limit)
     with (
         broadcaster_process(settings, tmp_path) as (process, url),
         httpx.Client(base_url=url, timeout=20) as http,
@@ -117,6 +119,7 @@ def test_a_full_inbox_is_said_and_opens_again(make_settings: Callable[..., Setti
         refused = eventually(lambda: (answer := http.post("/events", json=event(str(next(numbers))))).status_code == 503 and answer)
         assert int(refused.headers["retry-after"]) > 0
         assert "inbox is full" in refused.json()["detail"]
+        assert http.get("/stats").json()["inbox"]["bytes"] > 0
         ready = http.get("/health/ready")
         assert (ready.status_code, "inbox is full" in ready.json()["reasons"][0]) == (503, True)
         inbox.delete_many({})
