@@ -27,7 +27,7 @@ def audit(
             metavar="FILE", help='Keys that were accepted, one per line, or JSON lines with a "key" or "keys"; - for standard input.'
         ),
     ] = None,
-    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for events that are on their way.")] = 0.0,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for events that are on their way or to be retried.")] = 0.0,
     departures: Annotated[
         bool,
         typer.Option("--departures", help="The example handler ran from the first event on: departures that it did not count are lost."),
@@ -56,7 +56,7 @@ def audit(
     with closing(db.client):
         give_up_at = time.monotonic() + wait
         found = draw(db, expected=keys, counted_from_start=departures)
-        while found.unfinished and time.monotonic() < give_up_at:
+        while _moving(found) and time.monotonic() < give_up_at:
             time.sleep(_ASK_EVERY_S)
             found = draw(db, expected=keys, counted_from_start=departures)
     if as_json:
@@ -72,6 +72,11 @@ def as_dict(found: "Audit") -> dict[str, Any]:
     import msgspec
 
     return msgspec.structs.asdict(found) | {"ok": found.ok}
+
+
+def _moving(found: "Audit") -> bool:
+    """Whether time alone may change it."""
+    return bool(found.unfinished or found.failures_by_state.get("retrying"))
 
 
 def _tell(found: "Audit") -> None:

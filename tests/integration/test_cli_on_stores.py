@@ -1,6 +1,7 @@
 """The commands that read, on real stores."""
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -213,6 +214,17 @@ def test_a_file_of_keys_that_is_none(db, capsys, text, said):
     Path("keys").write_text(text)
     assert exit_code(["audit", "--expect", "keys"]) == 1
     assert said in capsys.readouterr().err
+
+
+def test_waiting_covers_what_is_to_be_retried(db, capsys):
+    origin = Origin(batch="b1", accepted_at=utc_now(), listener="listener-1", token=1)
+    Failures(db).record_attempt(entry_of(EVENT), origin, Problem("its handler raised"), delay_ms=50, ended_start=False)
+    retried = threading.Timer(0.3, lambda: (process(db, EVENT), Failures(db).remove([(EVENT.key, EVENT.digest)])))
+    retried.start()
+    assert exit_code(["audit", "--wait", "30", "--json"]) == 0
+    retried.join()
+    found = json.loads(capsys.readouterr().out)
+    assert (found["processed"], found["failures"]) == (1, 0)
 
 
 def test_waiting_for_what_is_on_its_way_ends(db, capsys):
