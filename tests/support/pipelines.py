@@ -106,10 +106,23 @@ class Plant:
         self.batches[batch] = list(entries)
         return self.message(entries, batch=batch, forwards=forwards, accepted_at=at)
 
-    def message(self, entries: Sequence[Entry], *, batch: str | None, forwards: int = 1, accepted_at: datetime | None = None) -> Delivery:
+    def message(
+        self,
+        entries: Sequence[Entry],
+        *,
+        batch: str | None,
+        forwards: int = 1,
+        accepted_at: datetime | None = None,
+        deployment: str = DEPLOYMENT,
+    ) -> Delivery:
         """A task's message about these events."""
         announced = announcement(batch, [(e.key, e.digest, e.type) for e in entries], accepted_at or utc_now())
-        return read_delivery(delivery(announced, deployment=self.DEPLOYMENT, seq=1, forwards=forwards))
+        return self.read(delivery(announced, deployment=deployment, seq=1, forwards=forwards))
+
+    @staticmethod
+    def read(message: dict[str, Any]) -> Delivery:
+        """A message as a listener reads it."""
+        return read_delivery(message)
 
     def retry(self, *entries: Entry) -> Delivery:
         """A delivery of failures that are due now."""
