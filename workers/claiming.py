@@ -1,10 +1,8 @@
 """Step 1, claim: one round trip to Redis for a slice; and what a takeover owes before it goes on."""
 
-from bson.binary import Binary
-
 from app.claims.store import Answer
 from app.errors import ClaimsUnavailable
-from app.stores.mongo import translated
+from app.stores.mongo import end_transactions
 from workers.run import Key3, Run
 from workers.sessions import Sessions
 
@@ -57,7 +55,4 @@ def end_open_transactions(run: Run, won: list[Claimed], own: Sessions) -> None:
     """
     sessions = {answer.session for _, answer in won if answer.session}
     if sessions:
-        sessions -= {own.id_for(key) for (key, _, _), _ in won}  # the driver uses sessions again
-    if sessions:
-        with translated("ending the transactions of a dead listener"):
-            run.runtime.db.client.admin.command("killSessions", [{"id": Binary(bytes.fromhex(session), 4)} for session in sorted(sessions)])
+        end_transactions(run.runtime.db, sessions - {own.id_for(key) for (key, _, _), _ in won})  # the driver uses sessions again

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 from app.errors import TransientError
 from app.stores.failures import Problem, ahead_of
+from app.stores.mongo import end_transactions
+from app.stores.progress import Pair
 from app.stores.records import Entry
 from workers.handlers import PermanentFailure, RetryLater
 from workers.run import Run, Work
@@ -65,7 +67,7 @@ def quarantine(run: Run, conflicts: Sequence[tuple[Entry, str]]) -> None:
     """Store events whose key MongoDB shows to be held with other content, unless it shows theirs as finished too.
 
     A claim alone proves nothing: its holder may give it back, and two contents would keep each other out for ever. So an
-    event that only Redis finds in conflict is left; the sweeper sends it again, when the other content is stored.
+    event that only Redis finds in conflict is left; the sweeper sends it again, when nobody holds the other content any more.
 
     Args:
         run: the task's execution.
@@ -79,7 +81,7 @@ def quarantine(run: Run, conflicts: Sequence[tuple[Entry, str]]) -> None:
     keys = [entry.key for entry, _ in conflicts]
     failures = run.runtime.failures.of_keys(keys)
     ledger = run.runtime.ledger.find(keys)
-    refuted: list[tuple[str, str]] = []
+    unproved: list[tuple[str, str]] = []
     for entry, seen in conflicts:
         committed = ledger.get(entry.key)
         other = ahead_of(failures.get(entry.key, []), entry.digest)
@@ -92,11 +94,21 @@ def quarantine(run: Run, conflicts: Sequence[tuple[Entry, str]]) -> None:
         elif committed is not None:
             _store_conflict(run, entry, committed.digest)
         elif other is None:
-            refuted.append((entry.key, seen))
+            unproved.append((entry.key, seen))
         elif not ignore or other.state == "dead":
             _store_conflict(run, entry, other.digest)
         run.release([entry.key])
-    run.claims.forget_done([key for key, _ in refuted], [digest for _, digest in refuted])
+    _let_go(run, unproved)
+
+
+def _let_go(run: Run, unproved: Sequence[Pair]) -> None:
+    """Of other content that MongoDB knows nothing of: forget marks that are refuted, and claims that nobody holds any more."""
+    if not unproved:
+        return
+    keys, digests = [key for key, _ in unproved], [digest for _, digest in unproved]
+    run.claims.forget_done(keys, digests)
+    end_transactions(run.runtime.db, {found.session for found in run.claims.inspect(keys) if found is not None and not found.live})
+    run.claims.forget_lapsed(keys, digests)
 
 
 def _store_conflict(run: Run, entry: Entry, other_digest: str) -> None:

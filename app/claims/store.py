@@ -79,6 +79,7 @@ class Found(msgspec.Struct, frozen=True):
     token: int = 0
     deadline_ms: int = 0
     live: bool = False
+    session: str = ""
     previous_owner: str = ""
 
 
@@ -135,8 +136,8 @@ class ClaimStore:
         self._memory_fraction = memory_fraction
         self._memory_checked_at = float("-inf")
         self._memory_short = False
-        self._claim, self._renew, self._complete, self._release, self._forget = (
-            _script(client, name) for name in ("claim", "renew", "complete", "release", "forget")
+        self._claim, self._renew, self._complete, self._release, self._forget, self._forget_lapsed = (
+            _script(client, name) for name in ("claim", "renew", "complete", "release", "forget", "forget_lapsed")
         )
 
     @classmethod
@@ -219,6 +220,13 @@ class ClaimStore:
         """Delete marks of done that a majority read of MongoDB refutes; returns how many there were."""
         return cast(int, self._run(self._forget, keys, list(digests))) if keys else 0
 
+    def forget_lapsed(self, keys: Sequence[str], digests: Sequence[str]) -> int:
+        """Delete claims for these very digests whose leases are over; returns how many there were.
+
+        For content that is kept out by a claim for other content which nobody holds any more.
+        """
+        return cast(int, self._run(self._forget_lapsed, keys, list(digests))) if keys else 0
+
     def inspect(self, keys: Sequence[str]) -> list[Found | None]:
         """What is stored for each key now; reads only."""
         if not keys:
@@ -277,6 +285,7 @@ def _found(text: str, now_ms: int) -> Found | None:
         token=int(parts[3]),
         deadline_ms=deadline,
         owner=parts[6],
+        session=parts[7],
         previous_owner=parts[8],
         live=now_ms <= deadline <= now_ms + lease,
     )

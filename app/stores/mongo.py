@@ -5,11 +5,14 @@ waits longer than ``Settings.mongo_timeout_ms``. Does not guarantee that a call 
 what :class:`~app.errors.CommitUnknown` and the callers' idempotent writes are for.
 """
 
+import re
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+from bson.binary import Binary
 from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
 from pymongo import AsyncMongoClient, MongoClient
@@ -38,6 +41,7 @@ RAW: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocument
 """Decode one level, leave what lies below as BSON bytes."""
 
 DUPLICATE_KEY = 11000
+_SESSION_ID = re.compile(r"[0-9a-f]{32}\Z")
 _UNKNOWN_CODES = frozenset({64, 79, 91, 189, 11600, 11602, 10107, 13435})
 """Write-concern and fail-over codes: the write may or may not last."""
 
@@ -108,6 +112,18 @@ def translated(doing: str) -> Iterator[None]:
         if error.code in _UNKNOWN_CODES or error.has_error_label("RetryableWriteError"):
             raise CommitUnknown(f"MongoDB did not confirm {doing}: {first_line(error)}") from error
         raise StoreUnavailable(f"MongoDB refused {doing}: {first_line(error)}") from error
+
+
+def end_transactions(db: Database[Document], sessions: AbstractSet[str]) -> None:
+    """End the open transactions of other processes' sessions, given by their hex ids; what is no id is passed over.
+
+    Raises:
+        StoreUnavailable: MongoDB is away.
+    """
+    ids = [{"id": Binary(bytes.fromhex(session), 4)} for session in sorted(sessions) if _SESSION_ID.match(session)]
+    if ids:
+        with translated("ending the transactions of a dead listener"):
+            db.client.admin.command("killSessions", ids)
 
 
 def first_line(error: BaseException) -> str:

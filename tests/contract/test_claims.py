@@ -403,6 +403,7 @@ class TestComplete:
         assert away.complete([], [], claim_id="c", owner="listener-1") == 0
         assert away.release([], claim_id="c") == 0
         assert away.forget_done([], []) == 0
+        assert away.forget_lapsed([], []) == 0
         assert away.inspect([]) == []
         assert away.renew([]) == []
 
@@ -496,6 +497,22 @@ class TestForgetDone:
         assert [f and f.state for f in bench.claims.inspect(["a", "b", "c", "none"])] == [None, "done", "processing", None]
 
 
+class TestForgetLapsed:
+    def test_deletes_claims_for_the_very_digest_whose_leases_are_over(self, bench):
+        for key, digest, ms in (("late", "d1", -1), ("moved", "d1", bench.lease_ms + 5_000), ("other", "d2", -1)):
+            bench.claim("listener-1", key, digest)
+            bench.set_deadline(ms, key)
+        bench.claim("listener-1", "running")
+        bench.complete("listener-1", "done")
+        bench.store("a value of another program", "foreign")
+        keys = ["late", "moved", "other", "running", "done", "foreign", "none"]
+
+        assert bench.claims.forget_lapsed(keys, ["d1"] * 7) == 2
+
+        assert [key for key in keys if bench.stored(key) is None] == ["late", "moved", "none"]
+        assert bench.claims.forget_lapsed(keys, ["d1"] * 7) == 0
+
+
 class TestInspect:
     def test_tells_what_is_stored_and_changes_nothing(self, bench):
         token = bench.claim("listener-1", "running", session="ab12").token
@@ -570,7 +587,8 @@ class TestForeignValues:
         assert bench.complete("listener-1") == 0
         assert bench.claims.release(["k"], claim_id=bench.id_of("listener-1")) == 0
         assert bench.claims.forget_done(["k"], ["d1"]) == 0
-        assert bench.redis.exists(bench.name())
+        forgotten = bench.claims.forget_lapsed(["k"], ["d1"])
+        assert forgotten == (0 if bench.redis.exists(bench.name()) else 1)
 
     def test_a_value_of_another_kind_harms_only_its_own_key(self, bench):
         bench.redis.rpush(bench.name("b"), "x")
@@ -601,6 +619,7 @@ class TestScripts:
             lambda: bench.claim("listener-2"),
             lambda: bench.complete("listener-1"),
             lambda: bench.claims.forget_done(["k"], ["d1"]),
+            lambda: bench.claims.forget_lapsed(["k"], ["d1"]),
             lambda: bench.claims.release(["k"], claim_id="c"),
         ):
             bench.redis.script_flush()
@@ -647,10 +666,11 @@ class TestAnAbsentServer:
             lambda s: s.complete(["k"], ["d"], claim_id="c", owner="o"),
             lambda s: s.release(["k"], claim_id="c"),
             lambda s: s.forget_done(["k"], ["d"]),
+            lambda s: s.forget_lapsed(["k"], ["d"]),
             lambda s: s.inspect(["k"]),
             lambda s: s.memory_is_short(),
         ],
-        ids=["claim", "renew", "complete", "release", "forget_done", "inspect", "memory_is_short"],
+        ids=["claim", "renew", "complete", "release", "forget_done", "forget_lapsed", "inspect", "memory_is_short"],
     )
     def test_is_said_in_our_words(self, away, call):
         with pytest.raises(ClaimsUnavailable) as caught:

@@ -196,6 +196,15 @@ class Claims(RuleBasedStateMachine):
             del self.model[key]
         self._only_changed(before, marks)
 
+    @rule(keys=some_keys, digest=digests)
+    def forget_lapsed(self, keys, digest):
+        before = self.raw()
+        over = [key for key in keys if (c := self.model.get(key)) is not None and not c.done and not c.live and c.digest == digest]
+        assert self.claims.forget_lapsed(keys, [digest] * len(keys)) == len(over)
+        for key in over:
+            del self.model[key]
+        self._only_changed(before, over)
+
     def _forget_holder(self, who: int, keys: list[str]) -> None:
         for key in keys:
             self.held.pop((who, key), None)

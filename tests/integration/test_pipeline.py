@@ -820,6 +820,33 @@ class TestConflicts:
         assert len(plant.ledger()) == 1
         assert list(plant.failures().values()) == ["conflict"]
 
+    def test_a_claim_for_other_content_that_nobody_holds_any_more_does_not_keep_it_out(self, plant):
+        """G4: its owner died in its transaction; the claim's key in Redis lives far longer than the lease."""
+        listener = plant.listener("listener-1", count_effect)
+        message = plant.accept(entry("a", "d2"))
+        with plant.db.client.start_session() as dead:
+            dead.start_transaction()
+            plant.db["events"].insert_one({"_id": "a", "digest": "d1"}, session=dead)
+            claim_by_hand(plant, "a", "d1", session=bytes(dead.session_id["id"]).hex())
+            assert str(process(listener, message)) == "left 1"
+            assert plant.claim_states() == {"a": "processing by listener-9"}, "its lease is running"
+            plant.expire_leases()
+
+            began = time.monotonic()
+            process(listener, message)
+            assert str(process(listener, message)) == "won 1"
+
+            assert time.monotonic() - began < 2
+        assert plant.ledger() == {"a": "d2"}
+
+    def test_a_claim_with_nonsense_for_a_session_is_taken_over(self, plant):
+        listener = plant.listener("listener-1", count_effect)
+        for key, session in (("a", "no hex at all"), ("b", "ab12"), ("c", "é" * 16)):
+            claim_by_hand(plant, key, session=session)
+        plant.expire_leases()
+
+        assert process(listener, plant.accept(entry("a"), entry("b"), entry("c"))).won == 3
+
     def test_one_that_was_retrying_when_the_other_was_committed_becomes_a_conflict(self, plant):
         listener = plant.listener("listener-1", raises(ValueError("once")))
         process(listener, plant.accept(entry("a", "d2")))

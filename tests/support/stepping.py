@@ -32,7 +32,7 @@ T = TypeVar("T")
 STEP_S = 30.0
 """A step that takes longer hangs: that is a failure of its own."""
 
-_CLAIMS = ("claim", "complete", "release", "forget_done", "inspect")
+_CLAIMS = ("claim", "complete", "release", "forget_done", "forget_lapsed", "inspect")
 _MONGO: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("inbox", ("fetch", "remove")),
     ("ledger", ("find", "insert", "reject")),
