@@ -4,7 +4,9 @@
 |---|---|
 | ``hands`` | whether anybody may still have a batch: a pure decision |
 | ``history`` | what was seen of queues and listeners, and when: the facts for that decision |
-| ``sweeper`` | one sweep: the inbox |
-| ``retries`` | one sweep: the failures that are due, and those that the ledger refutes |
-| ``lookup`` | what MongoDB and the claims say about events |
+| ``sweeper`` | one sweep, from its beginning to its end |
+| ``outbox`` | its way through the inbox |
+| ``retries`` | its way through the failures: those that are due, those that the ledger refutes |
+| ``lookup`` | what the claims say about events |
+| ``report`` | what one sweep did |
 """

@@ -1,9 +1,7 @@
 """The sweeper on real servers. Its clock is the test's, so that no grace has to be waited for; leases are Redis' own."""
 
-import itertools
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -12,6 +10,7 @@ import pytest
 from app.naming import RECOVERY_QUEUE, queue_of
 from app.presence import remember_listener
 from app.stores.failures import Origin, Problem
+from app.stores.inbox import Inbox
 from app.stores.pauses import Pauses
 from app.stores.records import utc_now
 from broadcaster.sending import Outgoing, Sender
@@ -327,15 +326,14 @@ def test_g7_the_recovery_queue_is_filled_to_its_mark_oldest_first(make_place):
     swept.sweeper.close()
 
 
-def test_what_is_plainly_in_hands_is_not_read(place, swept):
+def test_what_is_plainly_in_hands_is_not_read(place, swept, monkeypatch):
     place.beat("listener-1", seq=0)
     for number in range(20):
         fan_out(place, place.accept(f"k{number}"), number + 1, "listener-1")
     swept.over_a_grace()
 
-    read: list[object] = []
-    entries_of = swept.sweeper._inbox.entries_of
-    swept.sweeper._inbox.entries_of = lambda ids: read.extend(ids) or entries_of(ids)  # type: ignore[method-assign]
+    read: list[str] = []
+    monkeypatch.setattr(Inbox, "entries_of", lambda _inbox, batches: read.extend(batches) or {})
     assert swept.sweep(after_s=1).waiting == 20
     assert read == []
 
@@ -421,10 +419,10 @@ def test_what_the_ledger_has_is_no_failure(place, swept):
 
 
 @pytest.fixture
-def pauses(place, swept) -> Iterator[Pauses]:
+def pauses(place, monkeypatch) -> Pauses:
     """Seen by the sweeper at once, not after a second."""
-    swept.sweeper._pauses = Pauses(place.db, clock=itertools.count(0, 10).__next__)
-    return swept.sweeper._pauses
+    monkeypatch.setattr("app.stores.pauses.REFRESH_S", -1.0)
+    return Pauses(place.db)
 
 
 def test_paused_types_are_parked_and_go_on_when_they_are_resumed(place, swept, pauses):
@@ -445,10 +443,10 @@ def test_paused_types_are_parked_and_go_on_when_they_are_resumed(place, swept, p
     assert keys_of(place.queue(RECOVERY_QUEUE)) == [["d"], ["a", "b"]]
 
 
-def test_parked_batches_do_not_hide_others(place, swept, pauses, monkeypatch):
-    monkeypatch.setattr("broadcaster.sweeper.sweeper._HEADS", 2)
-    place.settings = replace(place.settings, queue_high_water=1)
-    swept.sweeper._settings = place.settings
+def test_parked_batches_do_not_hide_others(make_place, monkeypatch):
+    monkeypatch.setattr("broadcaster.sweeper.outbox._HEADS", 2)
+    place = make_place(queue_high_water=1)
+    swept, pauses = Swept(place), Pauses(place.db)
     place.beat("listener-1")
     old = utc_now() - timedelta(seconds=60)
     pauses.pause("t")
@@ -458,6 +456,7 @@ def test_parked_batches_do_not_hide_others(place, swept, pauses, monkeypatch):
 
     eventually(lambda: swept.sweep().recovered == 1, 5)
     assert keys_of(place.queue(RECOVERY_QUEUE)) == [["other"]]
+    swept.sweeper.close()
 
 
 # ----------------------------------------------------------------------------------------- the deployment, and silence

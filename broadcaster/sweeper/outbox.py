@@ -1,0 +1,223 @@
+"""The inbox, as the sweeper goes through it: finished batches are removed, those in no hands are sent again.
+
+Guarantees:
+* Only batches all of whose events a majority of MongoDB shows to be finished are removed. Redis never justifies a removal.
+* What is sent again goes as *one* copy to the recovery queue, with the unfinished events only, and only while a listener lives.
+* The recovery queue is never filled beyond its high-water mark.
+* A batch that is plainly in hands, or parked because its types are paused, costs a look at its head, not at its events.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import structlog
+from pymongo.database import Database
+
+from app.claims.store import ClaimStore
+from app.messages import announcement, delivery
+from app.naming import MESSAGE_VERSION, RECOVERY_QUEUE, queue_of, task_id
+from app.settings import Settings
+from app.stores.failures import Failures
+from app.stores.inbox import Inbox
+from app.stores.ledger import Ledger
+from app.stores.mongo import Document
+from app.stores.pauses import Pauses
+from app.stores.progress import Pair, finished
+from app.stores.records import utc_now
+from broadcaster.roster import Heard
+from broadcaster.sending import Outgoing, Sender
+from broadcaster.sweeper.hands import Head, Settled, Verdict, judge
+from broadcaster.sweeper.history import BatchHistory, ListenerHistory, RecoveryHistory
+from broadcaster.sweeper.lookup import forget_refuted, in_no_hands, look
+from broadcaster.sweeper.report import Report
+
+log: Any = structlog.get_logger()
+
+_HEADS = 2_000
+"""At least so many batches are looked at in one sweep: more than the queues hold."""
+_NOTHING = frozenset({""})
+"""Types of a batch that is not parked: no type is empty, so this is no part of the paused ones."""
+_CHUNK_BATCHES = 20
+_DOUBTFUL_PER_SWEEP = 20
+
+Event = tuple[str, str, str]
+"""(key, digest, type)"""
+
+
+class Outbox:
+    """The inbox of one deployment, with what was seen of it so far. For one thread.
+
+    Args:
+        settings: of this process.
+        db: the deployment's database.
+        claims: the deployment's claims.
+        sender: to the broker.
+        pauses: which types are paused.
+        being_sent: whether the forwarder of this process has a batch in hand.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        db: Database[Document],
+        claims: ClaimStore,
+        sender: Sender,
+        pauses: Pauses,
+        *,
+        being_sent: Callable[[str], bool],
+    ) -> None:
+        self._settings = settings
+        self._claims = claims
+        self._sender = sender
+        self._pauses = pauses
+        self._being_sent = being_sent
+        self._inbox, self._ledger, self._failures = Inbox(db), Ledger(db), Failures(db)
+        self._grace_s = settings.grace_ms / 1000
+        self._listeners = ListenerHistory(grace_s=self._grace_s)
+        self._batches = BatchHistory()
+        self._parked: dict[str, frozenset[str]] = {}
+        self._refused: set[str] = set()
+        self.recovery = RecoveryHistory()
+        """What was sent to the recovery queue; others who send there say so."""
+
+    def sweep(self, report: Report, listeners: list[Heard], now: float) -> None:
+        """Look through the inbox once.
+
+        Args:
+            report: what was done is added to it.
+            listeners: those that live.
+            now: this instant, in seconds of the clock of ``listeners``.
+
+        Raises:
+            TransientError: a server is away.
+        """
+        found = self._heads()
+        heads = [head for head in found if head["_id"] not in self._parked]
+        report.waiting, report.parked = len(found), len(self._parked)
+        self._batches.observe(((head["_id"], head["forwards"]) for head in heads), now)
+        if not heads or not listeners:
+            return
+        depths = self._sender.depths([RECOVERY_QUEUE, *(queue_of(heard.name) for heard in listeners)])
+        self.recovery.observe((h["_id"] for h in heads if h["forwards"] and not h["seq"]), depths[RECOVERY_QUEUE], now)
+        settled = self._listeners.observe(
+            {heard.name: heard.received_seq for heard in listeners},
+            {heard.name: depths[queue_of(heard.name)] for heard in listeners},
+            now,
+        )
+        room = self._settings.queue_high_water - depths[RECOVERY_QUEUE]
+        for number, chunk in enumerate(self._candidates(heads, settled, now)):
+            if room <= 0 and number:
+                report.more = True
+                return
+            room -= self._settle(report, chunk, room)
+
+    def _heads(self) -> list[Document]:
+        """The oldest batches; parked ones, and those of other versions, do not take the place of others."""
+        found: list[Document] = []
+        paused = self._pauses.paused()
+        limit = max(_HEADS, 3 * self._settings.queue_high_water)
+        while True:
+            page = self._inbox.heads(limit, after=found[-1]["_id"] if found else "")
+            found += page
+            parked = {h["_id"]: self._parked[h["_id"]] for h in found if self._parked.get(h["_id"], _NOTHING) <= paused}
+            unknown = [head for head in found if head.get("v") != MESSAGE_VERSION]
+            if len(page) < limit or len(found) - len(parked) - len(unknown) >= limit:
+                self._parked = parked
+                self._refuse(unknown)
+                return [head for head in found if head.get("v") == MESSAGE_VERSION]
+
+    def _refuse(self, unknown: list[Document]) -> None:
+        """Say once of each version that its batches are left to a sweeper that knows it."""
+        for version in {repr(head.get("v")) for head in unknown} - self._refused:
+            log.error("batch.refused", version=version, batches=len(unknown), first=unknown[0]["_id"], known=MESSAGE_VERSION)
+            self._refused.add(version)
+
+    def _candidates(self, heads: list[Document], settled: dict[str, Settled], now: float) -> Iterator[list[Document]]:
+        free: list[Document] = []
+        doubtful: list[Document] = []
+        wall = utc_now()
+        for head in heads:
+            batch = head["_id"]
+            standing = Head(
+                seq=head["seq"],
+                forwards=head["forwards"],
+                seen_at=self._batches.seen_at(batch),
+                age_s=max(now - self._batches.first_at(batch), (wall - head["accepted_at"]).total_seconds()),
+                being_sent=self._being_sent(batch),
+            )
+            verdict = judge(
+                standing,
+                settled,
+                now=now,
+                taken_at=self.recovery.taken_at(batch),
+                grace_s=self._grace_s,
+                patience_s=self._settings.lease_ms / 1000,
+            )
+            if verdict is Verdict.FREE:
+                free.append(head)
+            elif verdict is Verdict.DOUBTFUL:
+                doubtful.append(head)
+        yield from _chunks(free, _CHUNK_BATCHES)
+        yield from _chunks(doubtful[:_DOUBTFUL_PER_SWEEP], _CHUNK_BATCHES)
+
+    def _settle(self, report: Report, heads: list[Document], room: int) -> int:
+        """Remove those batches that are finished, send those again that nobody has. Returns how many were sent."""
+        entries = self._inbox.entries_of([head["_id"] for head in heads])
+        pairs = list({(key, digest) for events in entries.values() for key, digest, _ in events})
+        done = self._finished(pairs)
+        rest = [pair for pair in pairs if pair not in done]
+        claimed = look(self._claims, rest)
+        late, forgotten = forget_refuted(self._claims, [p for p in rest if p in claimed.done], self._finished)
+        done |= late
+        report.forgotten += forgotten
+        paused = self._pauses.paused()
+        over: list[str] = []
+        again: list[tuple[Document, list[Event]]] = []
+        for head in heads:
+            events = entries.get(head["_id"])
+            if events is None:
+                continue  # somebody has removed it since
+            unfinished = [event for event in events if (event[0], event[1]) not in done]
+            if not unfinished:
+                over.append(head["_id"])
+                continue
+            going = [event for event in unfinished if event[2] not in paused]
+            if not going:
+                self._parked[head["_id"]] = frozenset(kind for _, _, kind in unfinished)
+                continue
+            free = set(in_no_hands([(key, digest) for key, digest, _ in going], claimed))
+            if free:
+                again.append((head, [event for event in going if (event[0], event[1]) in free]))
+        if over:
+            self._inbox.remove(over)
+            report.removed += len(over)
+        report.more = report.more or len(again) > max(room, 0)
+        return self._recover(report, again[: max(room, 0)])
+
+    def _finished(self, pairs: Sequence[Pair]) -> set[Pair]:
+        return finished(pairs, ledger=self._ledger, failures=self._failures) if pairs else set()
+
+    def _recover(self, report: Report, again: list[tuple[Document, list[Event]]]) -> int:
+        if not again:
+            return 0
+        self._sender.send([self._recovery_copy(head, events) for head, events in again])
+        for head, _ in again:
+            self.recovery.sent(head["_id"])
+        self._inbox.mark_forwarded([(head["_id"], 0) for head, _ in again])
+        events = sum(len(events) for _, events in again)
+        log.info("batch.recovered", batches=len(again), events=events, first=again[0][0]["_id"], forwards=again[0][0]["forwards"] + 1)
+        report.recovered += len(again)
+        report.recovered_events += events
+        return len(again)
+
+    def _recovery_copy(self, head: Document, events: list[Event]) -> Outgoing:
+        forwards = head["forwards"] + 1
+        message = delivery(
+            announcement(head["_id"], events, head["accepted_at"]), deployment=self._claims.deployment, seq=0, forwards=forwards
+        )
+        return Outgoing(queue=RECOVERY_QUEUE, task_id=task_id(events[0][0], len(events) - 1, "recovery", attempt=forwards), message=message)
+
+
+def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
