@@ -17,7 +17,7 @@ from kombu.transport.redis import Channel as RedisChannel
 from pymongo.database import Database
 
 from app.errors import PermanentError, TransientError
-from app.naming import queue_of
+from app.naming import RECOVERY_QUEUE, queue_of
 from app.presence import Presence, forget_listeners, known_listeners
 from app.settings import Settings
 from app.stores.mongo import Document
@@ -96,6 +96,7 @@ def remove_queue(channel: Any, queue: str) -> None:
     """
     if isinstance(channel, RedisChannel):
         _drop_unacked(channel, queue)
+        _unbind(channel, queue)
     channel.queue_purge(queue)
     channel.queue_delete(queue)
 
@@ -106,6 +107,12 @@ def _drop_unacked(channel: Any, queue: str) -> None:
         if tags:
             client.zrem(channel.unacked_index_key, *tags)
             client.hdel(channel.unacked_key, *tags)
+
+
+def _unbind(channel: Any, queue: str) -> None:
+    """A worker binds its queues to the exchange of Celery's default queue; nothing is ever published there."""
+    with channel.conn_or_acquire() as client:
+        client.srem(channel.keyprefix_queue % (RECOVERY_QUEUE,), channel.sep.join([queue, "", queue]))
 
 
 def _routing_key(held: bytes) -> str | None:

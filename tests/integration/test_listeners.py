@@ -8,7 +8,7 @@ import pytest
 
 from app.cli.main import exit_code
 from app.listeners import ListenerLives, UnknownListener, forget
-from app.naming import queue_of
+from app.naming import RECOVERY_QUEUE, queue_of
 from app.presence import Beat, known_listeners, remember_listener
 from app.settings import Settings
 from app.stack import environment_of
@@ -30,6 +30,7 @@ def deliver_to(place: Place, name: str, *, unacked: int = 0, waiting: int = 0) -
         tag = f"{name}-{number}"
         place.broker.hset("unacked", tag, json.dumps([{"body": "", "properties": {}}, "", queue_of(name)]))
         place.broker.zadd("unacked_index", {tag: 1})
+    place.broker.sadd(f"_kombu.binding.{RECOVERY_QUEUE}", "\x06\x16".join([queue_of(name), "", queue_of(name)]))
     for _ in range(waiting):
         place.broker.lpush(queue_of(name), "{}")
 
@@ -49,6 +50,7 @@ def left_of(place: Place, name: str) -> list[object]:
         *held,
         *(tag for tag in place.broker.zrange("unacked_index", 0, -1) if tag.decode().startswith(name)),
         *place.broker.keys(queue_of(name)),
+        *(member for member in place.broker.smembers(f"_kombu.binding.{RECOVERY_QUEUE}") if member.decode().endswith(queue_of(name))),
         *(known for known, _ in known_listeners(place.db) if known == name),
         *(field for field in place.redis.hkeys(f"dedup:{{{place.deployment}}}:=nodes") if field.decode().startswith(f"{name}@")),
     ]
@@ -64,7 +66,7 @@ def test_forgetting_removes_all_that_a_listener_left_and_nothing_of_others(place
 
     assert left_of(place, "gone") == []
     assert left_of(place, "stays") == stays
-    assert len(stays) == 2 + 2 + 1 + 1 + 1
+    assert len(stays) == 2 + 2 + 1 + 1 + 1 + 1
 
 
 def test_one_that_lives_and_one_that_nobody_knows_are_not_forgotten(place):

@@ -112,6 +112,17 @@ class System:
         """Wait until exactly so many listeners are alive."""
         eventually(lambda: len(self.stats()["listeners"]) >= number, 30, lambda: f"{number} listeners: {self.stats()}")
 
+    def await_fan_out(self, *names: str) -> None:
+        """Wait until the bridge knows these listeners, too, and sends them copies of what is accepted."""
+
+        def reached() -> bool:
+            self.accept(events(1))
+            logs = {name: "".join(log.read_text() for log in self.folder.glob(f"{name}-*.log")) for name in names}
+            return all(f"/{name}] received" in log for name, log in logs.items())
+
+        eventually(reached, 20, "copies for each listener", every_s=0.2)
+        self.await_finished()
+
     # ---------------------------------------------------------------------------------------------------------- events
 
     def accept(self, events: Iterable[dict[str, Any]], *, per_request: int = 250) -> list[str]:
