@@ -29,7 +29,6 @@ from app.naming import MESSAGE_VERSION
 from app.stores.mongo import DUPLICATE_KEY, RAW, Document, translated, unacknowledged_by_majority
 from app.stores.records import Batch, Entry, entry_from, utc_now
 
-
 _NO_COLLECTION = 26
 _CANNOT_HOLD = frozenset({2, 9, 15, 22, 121, 10334, 17280, 17419, 17420})
 """Codes that mean the document: too large, nested too deeply, not BSON, refused by a validator. Any other may pass: a server that takes no
