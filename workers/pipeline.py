@@ -45,6 +45,7 @@ def process(runtime: Runtime, delivery: Delivery) -> Tally:
                 break
             _process_slice(run, part)
         _remove_finished(run)
+        _tell_result(run)
     except TransientError as error:
         run.log.warning("delivery.left", error=str(error))
     finally:
@@ -91,6 +92,13 @@ def _note_pace(run: Run, events: list[Key3], works: int, started: float) -> None
         ms = (time.monotonic() - started) * 1000
         for kind in {kind for _, _, kind in events}:
             run.runtime.pace.note(kind, ms, events=works, at_once=_at_once(run.runtime, kind))
+
+
+def _tell_result(run: Run) -> None:
+    """A single event that is done: say what its handler returned then."""
+    if len(run.delivery.keys) == 1 and run.tally.skipped and run.runtime.handlers.for_type(run.delivery.types[0]):
+        committed = run.runtime.ledger.find(run.delivery.keys).get(run.delivery.keys[0])
+        run.tally.result = committed.result if committed is not None else None
 
 
 def _remove_finished(run: Run) -> None:

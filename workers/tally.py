@@ -1,12 +1,17 @@
 """What a task did with its events, and the line that says so in Flower.
 
-``won 250`` · ``won 3, skipped 247 (busy listener-2)`` · ``skipped 250 (done listener-1)`` · ``won 1, failed 1``
+``won 250`` · ``won 3, skipped 247 (busy listener-2)`` · ``skipped 250 (done listener-1)`` · ``won 1, failed 1`` ·
+``skipped 1 (done listener-1); result {"total": 7}``
 """
 
+import json
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
+_RESULT = "; result "
+_SHOWN_CHARACTERS = 200
 _COUNTS = re.compile(r"(won|skipped|failed|left) (\d+)")
 
 
@@ -19,6 +24,7 @@ class Tally:
         skipped: others have them; ``by`` says who, as ``done listener-2``.
         failed: to be tried again, dead, or in conflict: now in ``failures``.
         left: given back unfinished, for the sweeper to send again.
+        result: what the handler returned, where the task was about a single event that is done.
     """
 
     won: int = 0
@@ -26,6 +32,7 @@ class Tally:
     left: int = 0
     by: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
+    result: Any = None
 
     @property
     def skipped(self) -> int:
@@ -51,7 +58,8 @@ class Tally:
             parts.append(f"failed {self.failed} ({_most(self.reasons)})")
         if self.left:
             parts.append(f"left {self.left}")
-        return ", ".join(parts) or "skipped 0"
+        told = _RESULT + json.dumps(self.result, ensure_ascii=False)[:_SHOWN_CHARACTERS] if self.result is not None else ""
+        return (", ".join(parts) or "skipped 0") + told
 
 
 def _most(counter: Counter[str]) -> str:
@@ -62,7 +70,7 @@ def _most(counter: Counter[str]) -> str:
 def counts(text: str) -> dict[str, int]:
     """``won, skipped, failed, left`` out of a tally's text."""
     found = dict.fromkeys(("won", "skipped", "failed", "left"), 0)
-    found.update({name: int(number) for name, number in _COUNTS.findall(text)})
+    found.update({name: int(number) for name, number in _COUNTS.findall(text.partition(_RESULT)[0])})
     return found
 
 
