@@ -92,6 +92,13 @@ class _BoundedWebSocket(WebSocket):
         self.frame_buffer = _BoundedFrames(self._recv, skip_utf8_validation=True)
         self.cont_frame = _BoundedMessages(fire_cont_frame=False, skip_utf8_validation=True)
 
+    def recv_data_frame(self, control_frame: bool = False) -> Any:
+        try:
+            return super().recv_data_frame(control_frame)
+        except WebSocketPayloadException:
+            self.shutdown()  # the client gives the connection up, and leaves it open
+            raise
+
 
 def _refuse_over(size: int) -> None:
     if size > MAX_MESSAGE_BYTES:

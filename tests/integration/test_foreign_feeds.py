@@ -6,6 +6,8 @@ from typing import Any
 
 import httpx
 import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.server import ServerConnection, serve
 
 from app.embedded.ports import free_port
 from app.embedded.process import ManagedProcess
@@ -15,6 +17,7 @@ from app.feeding import FeedState, FeedStates
 from app.leases import Lease
 from app.settings import Settings
 from broadcaster.bridge.buffer import Buffer
+from broadcaster.bridge.client import MAX_MESSAGE_BYTES, OrderedClient
 from broadcaster.bridge.foreign import ForeignFeed
 from broadcaster.bridge.malformed import MalformedStore
 from broadcaster.bridge.watch import ROLE
@@ -243,3 +246,42 @@ def test_a_buffer_is_bounded_by_number_and_by_bytes():
     buffer.drop(2)
     assert [buffer.put(n, 1) for n in range(4)] == [True, True, True, False]
     assert (buffer.received, buffer.refused, len(buffer)) == (9, 3, 3)
+
+
+def test_g7_a_message_that_is_too_long_is_not_read():
+    """G7: a foreign server that sends more than fits into memory loses its connection, in one frame or in many."""
+    heard: list[object] = []
+
+    def hostile(connection: ServerConnection) -> None:
+        connection.send('0{"sid":"s","upgrades":[],"pingInterval":25000,"pingTimeout":20000}')
+        connection.recv()
+        connection.send('40{"sid":"t"}')
+        connection.send('42["departure",1]')
+        try:
+            if len(served) == 1:
+                connection.send('42["departure","' + "x" * MAX_MESSAGE_BYTES + '"]')
+            else:
+                connection.send(['42["departure","', *["x" * 1_000_000] * 20, '"]'])
+            connection.recv()
+        except ConnectionClosed:
+            cut.append(True)
+
+    served: list[bool] = []
+    cut: list[bool] = []
+
+    def serve_one(connection: ServerConnection) -> None:
+        served.append(True)
+        hostile(connection)
+
+    with serve(serve_one, "127.0.0.1", 0, max_size=None) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        for _ in range(2):
+            client = OrderedClient(timeout_s=5)
+            client.on("departure", heard.append)
+            client.connect(f"http://127.0.0.1:{server.socket.getsockname()[1]}", transports=["websocket"])
+            eventually(lambda it=client: not it.connected, 15)  # type: ignore[misc]
+        server.shutdown()
+        thread.join(10)
+    assert heard == [1, 1]
+    assert cut == [True, True]
