@@ -385,4 +385,4 @@ def world(make_settings, monkeypatch, silence) -> Iterator[World]:
 @pytest.mark.timeout(36_000 if THOROUGH else 600)
 def test_histories(world):
     """G1, G2, G3, G5, G6"""
-    run_state_machine_as_test(lambda: History(world), settings=machine_settings(examples=400, steps=40))
+    run_state_machine_as_test(lambda: History(world), settings=machine_settings(examples=150, steps=40))
