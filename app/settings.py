@@ -185,6 +185,11 @@ def database_of(mongo_url: str) -> str:
     return urlsplit(mongo_url).path.lstrip("/")
 
 
+def variables(folder: Path | None = None) -> dict[str, str]:
+    """The environment over ``.env`` in a folder, by default the current one."""
+    return {k: v for k, v in dotenv_values((folder or Path.cwd()) / ".env").items() if v is not None} | dict(os.environ)
+
+
 def load_settings(env: Mapping[str, str] | None = None, *, folder: Path | None = None, **overrides: Any) -> Settings:
     """Build the settings of this process.
 
@@ -198,7 +203,7 @@ def load_settings(env: Mapping[str, str] | None = None, *, folder: Path | None =
     """
     folder = folder or Path.cwd()
     if env is None:
-        env = {k: v for k, v in dotenv_values(folder / ".env").items() if v is not None} | dict(os.environ)
+        env = variables(folder)
     values: dict[str, Any] = {}
     for spec in fields(Settings):
         raw = env.get(PREFIX + spec.name.upper())

@@ -5,7 +5,8 @@ import sys
 from app import telemetry
 from app.errors import PermanentError
 from app.events.policies import Policies
-from app.settings import load_settings
+from app.events.policy_file import read_hooks
+from app.settings import load_settings, variables
 from broadcaster.server import Broadcaster, Server, listen
 
 
@@ -14,7 +15,8 @@ def main() -> int:
     telemetry.configure("broadcaster")
     try:
         settings = load_settings()
-        broadcaster = Broadcaster(settings, Policies.load(settings.policies, settings))
+        policies = Policies.load(settings.policies, settings)
+        broadcaster = Broadcaster(settings, policies, read_hooks(settings.policies), variables())
         server = Server(broadcaster, listen(settings), settings)
     except PermanentError as error:
         sys.stderr.write(f"{error}\n")

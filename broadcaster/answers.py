@@ -9,6 +9,7 @@ from bson.int64 import Int64
 from starlette.responses import Response
 
 from app.stores.mongo import Document
+from broadcaster.ingress import Receipt
 
 
 def _plain(value: Any) -> Any:
@@ -28,6 +29,11 @@ class Json(Response):
     def render(self, content: Any) -> bytes:
         """Encode the content."""
         return encode(content)
+
+
+def receipt_view(receipt: Receipt) -> dict[str, Any]:
+    """What a producer is told about accepted events."""
+    return {"accepted": receipt.accepted, "keys": list(receipt.keys), "batch": receipt.batch}
 
 
 def event_view(document: Document) -> dict[str, Any]:

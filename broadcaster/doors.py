@@ -2,14 +2,13 @@
 
 | route | answer |
 |---|---|
-| ``POST /events`` | 202 ``{accepted, keys, batch}``, after the majority write. Plain JSON, or CloudEvents: structured, batch, binary |
+| ``POST /events`` | 202 ``{accepted, keys, batch}``, after the majority write. Plain JSON, or CloudEvents: structured, batch, binary; also as gzip |
 | ``POST /burst`` | 202 ``{accepted, batches, start}``: ``{"count": n}`` sample flights on the same way; only on a loopback address |
 
 ``keys`` holds one key per distinct event, in the request's order. Refusals: :mod:`broadcaster.problems`.
 """
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
 
 import msgspec
@@ -22,14 +21,11 @@ from app.errors import InvalidEvent
 from app.events.event import Event
 from app.events.parsing import IDEMPOTENCY_KEY, EventParser
 from app.settings import Settings
-from app.stores.submission import Submission, prepare
-from broadcaster.answers import Json
-from broadcaster.body import Budget, read_body
+from broadcaster.answers import Json, receipt_view
 from broadcaster.ingress import Ingress
+from broadcaster.limits import client_of
+from broadcaster.reception import Reception
 
-INLINE_BYTES = 16 * 1024
-"""Bodies up to this size are read in the event loop; longer ones in a thread, so that nobody waits for them."""
-READERS = 2
 MAX_BURST = 10_000
 
 
@@ -43,40 +39,35 @@ class Burst(msgspec.Struct, forbid_unknown_fields=True):
 class Doors:
     """What takes events in over HTTP."""
 
-    def __init__(self, ingress: Ingress, parser: EventParser, settings: Settings) -> None:
+    def __init__(self, reception: Reception, ingress: Ingress, parser: EventParser, settings: Settings) -> None:
+        self._reception = reception
         self._ingress = ingress
         self._parser = parser
         self._settings = settings
-        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
-        self._budget = Budget()
         self._next_sample = 0
 
     def router(self) -> APIRouter:
         """The routes."""
         router = APIRouter()
         router.add_api_route("/events", self.publish, methods=["POST"], status_code=202, openapi_extra=_EVENTS_BODY)
-        router.add_api_route("/burst", self.burst, methods=["POST"], status_code=202)
+        router.add_api_route("/burst", self.burst, methods=["POST"], status_code=202, openapi_extra=_BURST_BODY)
         return router
 
     async def publish(self, request: Request) -> Response:
         """Accept one event or several, as a whole or not at all."""
-        self._ingress.check_open()
-        with self._budget.share() as share:
-            body = await read_body(request, share, limit=self._settings.max_request_bytes)
-            if len(body) <= INLINE_BYTES:
-                submission = self._read(request, body)
-            else:
-                submission = await asyncio.get_running_loop().run_in_executor(self._readers, self._read, request, body)
-            del body
-            receipt = await self._ingress.submit(submission, door="http")
-        return Json({"accepted": receipt.accepted, "keys": receipt.keys, "batch": receipt.batch}, 202)
+        client = client_of(request.scope)
+        self._reception.enter(client)
+        with self._reception.budget.share(client) as share:
+            body = await self._reception.body(request, share)
+            receipt = await self._reception.accept(lambda: self._read(request, body), len(body), client=client, door="http")
+        return Json(receipt_view(receipt), 202)
 
     async def burst(self, request: Request) -> Response:
         """Accept sample flights."""
         if not self._settings.loopback:
             raise HTTPException(403, "sample events are off outside loopback addresses")
-        with self._budget.share() as share:
-            order = _burst(await read_body(request, share, limit=1_000))
+        with self._reception.budget.share(client_of(request.scope)) as share:
+            order = _burst(await self._reception.body(request, share, limit=1_000))
         start = self._next_sample if order.start is None else order.start
         batches: list[str] = []
         accepted = 0
@@ -87,22 +78,12 @@ class Doors:
         self._next_sample = (start + order.count) % samples.TOTAL
         return Json({"accepted": accepted, "batches": batches, "start": start}, 202)
 
-    def hang_up(self) -> None:
-        """Wait no longer for bodies that have not arrived."""
-        self._budget.close()
-
-    def close(self) -> None:
-        """Let the threads go."""
-        self._readers.shutdown(wait=False)
-
-    def _read(self, request: Request, body: bytes) -> Submission:
+    def _read(self, request: Request, body: bytes) -> list[Event]:
         headers = request.headers
         key = headers.get(IDEMPOTENCY_KEY)
         if "ce-specversion" in headers:
-            events = self._parser.binary(headers, body, key)
-        else:
-            events = self._parser.request(body, headers.get("content-type"), key)
-        return prepare(events, max_events=self._settings.max_batch_events)
+            return self._parser.binary(headers, body, key)
+        return self._parser.request(body, headers.get("content-type"), key)
 
     def _samples(self, start: int, count: int) -> list[list[Event]]:
         """``count`` flights from ``start`` on, round the end, in batches."""
@@ -120,6 +101,25 @@ def _burst(body: bytes) -> Burst:
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise InvalidEvent("the body is not JSON", status=400) from None
 
+
+_BURST_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "count": {"type": "integer", "minimum": 1, "maximum": MAX_BURST},
+                        "start": {"type": "integer", "minimum": 0, "maximum": samples.TOTAL - 1},
+                    },
+                    "required": ["count"],
+                    "additionalProperties": False,
+                }
+            }
+        },
+    }
+}
 
 _EVENTS_BODY: dict[str, Any] = {
     "requestBody": {

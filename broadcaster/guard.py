@@ -1,7 +1,7 @@
 """Who may talk to the broadcaster: a bearer token where one is set, and no web page of another site.
 
 Guarantees: with a token set, every HTTP route but ``/health/…`` answers 401 without it (compared in constant time); Socket.IO
-clients are checked when they enter a namespace. A browser that sends the ``Origin`` of another site is refused (403), token or not: on
+clients are checked when they enter a namespace, and webhooks with a signature by that. A browser that sends the ``Origin`` of another site is refused (403), token or not: on
 a loopback address without a token, any page that a user visits could otherwise publish events.
 """
 
@@ -18,10 +18,12 @@ class Guard:
     Args:
         app: what is guarded.
         token: the bearer token, or empty for none.
+        open_paths: need no token; what is behind them knows by other means whose the request is.
     """
 
-    def __init__(self, app: Asgi, *, token: str) -> None:
+    def __init__(self, app: Asgi, *, token: str, open_paths: frozenset[str] = frozenset()) -> None:
         self._app = app
+        self._open_paths = open_paths
         self._token = b"Bearer " + token.encode() if token else b""
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -31,7 +33,8 @@ class Guard:
             if not _same_site(headers):
                 await problem(403, "requests from pages of other sites are refused")(scope, receive, send)
                 return
-            if self._token and not hmac.compare_digest(headers.get(b"authorization", b""), self._token):
+            known_otherwise = scope["path"] in self._open_paths and scope["method"] == "POST"
+            if self._token and not known_otherwise and not hmac.compare_digest(headers.get(b"authorization", b""), self._token):
                 answer = problem(401, "a bearer token is required", headers={"WWW-Authenticate": "Bearer"})
                 await answer(scope, receive, send)
                 return

@@ -1,11 +1,12 @@
-"""Refusals and failures as HTTP says them: ``application/problem+json`` (RFC 9457) with the event's index and field.
+"""Refusals and failures in the words that every door has for them: status, detail, the event's index and field, and when to come back.
 
 | our error | status | meaning for the producer |
 |---|---|---|
 | ``InvalidEvent`` | 400, 409, 413, 422 | the same request is refused again |
+| ``RateLimited`` | 429, with ``Retry-After`` | not taken: send the same events again, later |
 | ``StoreUnavailable``, ``CommitUnknown``, ``InboxFull`` | 503, with ``Retry-After`` | unknown, or not taken: send the same events again |
 
-Guarantees: whatever a client sends, it gets a problem document and never a traceback.
+HTTP says it as ``application/problem+json`` (RFC 9457), Socket.IO in the acknowledgement. Guarantees: whatever a client sends, it gets a problem document and never a traceback.
 """
 
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from app.errors import InboxFull, InvalidEvent, PermanentError, TransientError
+from app.errors import DedupError, InboxFull, InvalidEvent, PermanentError, RateLimited, TransientError
 from broadcaster.answers import encode
 
 RETRY_S = 2
@@ -27,6 +28,18 @@ RETRY_FULL_S = 10
 """After the inbox was found full: it takes the listeners a while to empty it."""
 
 log = structlog.get_logger(__name__)
+
+
+def words_of(error: DedupError) -> dict[str, Any]:
+    """``status`` and ``detail``; ``index``, ``field`` and ``retry_after_s`` where they are known."""
+    words: dict[str, Any] = {"status": 422, "detail": str(error)}
+    if isinstance(error, InvalidEvent):
+        words |= {"status": error.status, "index": error.index, "field": error.field}
+    elif isinstance(error, RateLimited):
+        words |= {"status": 429, "retry_after_s": error.retry_after_s}
+    elif isinstance(error, TransientError):
+        words |= {"status": 503, "retry_after_s": RETRY_FULL_S if isinstance(error, InboxFull) else RETRY_S}
+    return {name: value for name, value in words.items() if value is not None}
 
 
 def problem(status: int, detail: str, *, headers: Mapping[str, str] | None = None, **more: Any) -> Response:
@@ -38,26 +51,19 @@ def problem(status: int, detail: str, *, headers: Mapping[str, str] | None = Non
 
 def install(api: FastAPI) -> None:
     """Make every error of a route a problem document."""
-    api.add_exception_handler(InvalidEvent, _invalid_event)
-    api.add_exception_handler(TransientError, _transient)
-    api.add_exception_handler(PermanentError, _permanent)
+    for ours in (PermanentError, TransientError):
+        api.add_exception_handler(ours, _ours)
     api.add_exception_handler(HTTPException, _http)
     api.add_exception_handler(RequestValidationError, _arguments)
     api.add_exception_handler(Exception, _unexpected)
 
 
-async def _invalid_event(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, InvalidEvent)
-    return problem(error.status, str(error), index=error.index, field=error.field)
-
-
-async def _transient(_request: Request, error: Exception) -> Response:
-    seconds = RETRY_FULL_S if isinstance(error, InboxFull) else RETRY_S
-    return problem(503, str(error), headers={"Retry-After": str(seconds)})
-
-
-async def _permanent(_request: Request, error: Exception) -> Response:
-    return problem(422, str(error))
+async def _ours(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, DedupError)
+    words = words_of(error)
+    retry_after_s = words.pop("retry_after_s", None)
+    headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
+    return problem(words.pop("status"), words.pop("detail"), headers=headers, **words)
 
 
 async def _http(_request: Request, error: Exception) -> Response:

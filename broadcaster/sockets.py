@@ -1,7 +1,8 @@
 """Socket.IO connections that cannot grow: a queue with an end for every client, and an end for clients that take nothing.
 
 Guarantees: per client at most ``MAX_QUEUED_BYTES`` or ``MAX_QUEUED_PACKETS`` wait, whatever it does; what does not fit is dropped for
-that client alone, and counted. A WebSocket that takes nothing for ``SEND_TIMEOUT_S`` is cut. No client waits for another.
+that client alone, and counted. Answers are not dropped: a client that lets them pile up is cut, and so is one that sends what is no
+Socket.IO. A WebSocket that takes nothing for ``SEND_TIMEOUT_S`` is cut. No client waits for another.
 Not guaranteed: delivery. engine.io's own queue has no end, and its server waits for ever for a client that stopped reading.
 
 Source: engine.io protocol 4 (packet type 4 is a message), Socket.IO protocol 5 (``2`` event, then ``/namespace,`` unless it is
@@ -10,15 +11,22 @@ the main one, then a JSON list; ``51-`` an event with one binary attachment, whi
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import engineio
 import socketio
 from engineio import packet as engine_packet
 
+from broadcaster.limits import UNKNOWN, client_of
+
 MAX_QUEUED_BYTES = 4 * 1024 * 1024
 MAX_QUEUED_PACKETS = 1_000
+FLOOD = 2
+"""A client that has this many times as much waiting asks for answers without reading them, and is cut."""
+MAX_ATTACHMENTS = 16
 POLL_PACKETS = 15
 """Packets of one poll: client libraries take more than 16 in one payload for an attack."""
 SEND_TIMEOUT_S = 15.0
@@ -70,6 +78,11 @@ class PacketQueue(asyncio.Queue[Any]):
         """Whether events are dropped; the protocol's own packets (ping, close) always fit."""
         return self.bytes > MAX_QUEUED_BYTES or self.qsize() >= MAX_QUEUED_PACKETS
 
+    def check_flood(self) -> None:
+        """Raise ValueError when there is too much even of answers, which are never dropped."""
+        if self.bytes > FLOOD * MAX_QUEUED_BYTES or self.qsize() >= FLOOD * MAX_QUEUED_PACKETS:
+            raise ValueError("it asks for answers and does not read them")
+
 
 def _weight(item: Any) -> int:
     data = getattr(item, "data", None)
@@ -81,10 +94,23 @@ class _EngineServer(engineio.AsyncServer):  # type: ignore[misc]  # untyped libr
         return PacketQueue()
 
 
-class SocketServer(socketio.AsyncServer):  # type: ignore[misc]  # untyped library
-    """A Socket.IO server with bounded clients."""
+packet_bytes: ContextVar[int] = ContextVar("packet_bytes", default=0)
+"""Length of the packet that a handler was called for, attachments included."""
 
-    def __init__(self) -> None:
+Rubbish = Callable[[str, str], None]
+"""Told of a client that is cut: its address, and why."""
+
+
+class SocketServer(socketio.AsyncServer):  # type: ignore[misc]  # untyped library
+    """A Socket.IO server with bounded clients.
+
+    Args:
+        on_rubbish: told of packets that are none.
+    """
+
+    _binary_packet: dict[str, Any]
+
+    def __init__(self, on_rubbish: Rubbish = lambda _client, _why: None) -> None:
         super().__init__(
             async_mode="asgi",
             logger=logging.getLogger("socketio"),
@@ -92,6 +118,18 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]  # untyped libra
             max_http_buffer_size=MAX_CLIENT_PACKET,
             namespaces=["/", "/bridge"],
         )
+        self._on_rubbish = on_rubbish
+        self._clients: Counter[str] = Counter()
+        self._lengths: dict[str, int] = {}
+
+    def connected_from(self, client: str) -> int:
+        """How many connections an address has."""
+        return self._clients[client]
+
+    def client_of(self, sid: str, namespace: str) -> str:
+        """The address of a client, as rate limits know it."""
+        environ = self.get_environ(sid, namespace)
+        return client_of(environ["asgi.scope"]) if environ else UNKNOWN
 
     def _engineio_server_class(self) -> type[engineio.AsyncServer]:
         return _EngineServer
@@ -129,12 +167,72 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]  # untyped libra
                     client.queue.put_nowait(packet)
         return dropped
 
+    async def _handle_eio_connect(self, eio_sid: str, environ: dict[str, Any]) -> None:
+        self._clients[client_of(environ["asgi.scope"])] += 1
+        await super()._handle_eio_connect(eio_sid, environ)
+
     async def _handle_eio_disconnect(self, eio_sid: str, reason: str) -> None:
         """A client is gone: also end its poll, which engine.io would keep open until the next ping."""
+        if (environ := self.environ.get(eio_sid)) is not None:
+            address = client_of(environ["asgi.scope"])
+            self._clients[address] -= 1
+            if self._clients[address] <= 0:
+                del self._clients[address]
         await super()._handle_eio_disconnect(eio_sid, reason)
+        self._binary_packet.pop(eio_sid, None)
+        self._lengths.pop(eio_sid, None)
         client = self.eio.sockets.get(eio_sid)
         if client is not None:  # after the packet that says goodbye, which comes next
             asyncio.get_running_loop().call_soon(client.queue.put_nowait, None)
+
+    async def _handle_eio_message(self, eio_sid: str, data: str | bytes) -> None:
+        """Read one message. Whatever is wrong with it is the client's doing, and ends its connection."""
+        socket = self.eio.sockets.get(eio_sid)
+        if socket is None or socket.closed or eio_sid not in self.environ:
+            return  # it was cut, and this was under way
+        try:
+            socket.queue.check_flood()
+            self._note_length(eio_sid, data)
+            await super()._handle_eio_message(eio_sid, data)
+            self._check_attachments(eio_sid)
+        except Exception as error:  # noqa: BLE001 - the edge to clients: the library raises whatever a packet makes it stumble over
+            await self._cut(eio_sid, f"{type(error).__name__}: {error}")
+
+    def _note_length(self, eio_sid: str, data: str | bytes) -> None:
+        """An event with attachments is held until all of them are here: together they are no longer than one packet may be."""
+        held = eio_sid in self._binary_packet
+        if held and not isinstance(data, bytes):
+            raise ValueError("text where an attachment should be")
+        length = len(data) + (self._lengths.get(eio_sid, 0) if held else 0)
+        if length > MAX_CLIENT_PACKET:
+            raise ValueError(f"a packet of more than {MAX_CLIENT_PACKET} bytes")
+        self._lengths[eio_sid] = length
+        packet_bytes.set(length)
+
+    def _check_attachments(self, eio_sid: str) -> None:
+        held = self._binary_packet.get(eio_sid)
+        if held is not None and held.attachment_count > MAX_ATTACHMENTS:
+            raise ValueError(f"more than {MAX_ATTACHMENTS} attachments")
+
+    async def _handle_event(self, eio_sid: str, namespace: str | None, id: int | None, data: Any) -> None:
+        if not (isinstance(data, list) and data and isinstance(data[0], str)):
+            raise ValueError("an event without a name")
+        sid = self.manager.sid_from_eio_sid(eio_sid, namespace or "/")
+        if sid is None or not self.manager.is_connected(sid, namespace or "/"):
+            return  # the library says so in the log each time; it was refused, or has left
+        await super()._handle_event(eio_sid, namespace, id, data)
+
+    async def _cut(self, eio_sid: str, why: str) -> None:
+        """End a connection that brings rubbish."""
+        environ = self.environ.get(eio_sid)
+        socket = self.eio.sockets.get(eio_sid)
+        if environ is None or socket is None or socket.closed:
+            return
+        scope = environ["asgi.scope"]
+        self._on_rubbish(client_of(scope), why)
+        await socket.close(wait=False, abort=True, reason=self.eio.reason.SERVER_DISCONNECT)
+        if scope["type"] == "websocket" and (cut := scope.get("cut")):
+            cut()
 
     async def hang_up(self) -> None:
         """Say goodbye to every client, and end what waits for one."""
@@ -144,7 +242,7 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]  # untyped libra
 
 
 class CutStalledClients:
-    """ASGI: cuts a WebSocket whose client takes nothing for ``SEND_TIMEOUT_S``."""
+    """ASGI: cuts a WebSocket whose client takes nothing for ``SEND_TIMEOUT_S``; ``scope["cut"]()`` cuts it at once."""
 
     def __init__(self, app: Asgi, *, timeout_s: float = SEND_TIMEOUT_S) -> None:
         self._app = app
@@ -156,6 +254,7 @@ class CutStalledClients:
             await self._app(scope, receive, send)
             return
         loop = asyncio.get_running_loop()
+        scope["cut"] = lambda: _cut(send)
 
         async def send_or_cut(message: Message) -> None:
             timer = loop.call_later(self._timeout_s, _cut, send)

@@ -24,6 +24,7 @@ from app.stores.records import utc_now
 from broadcaster.answers import age_s
 from broadcaster.emitter import Emitter
 from broadcaster.ingress import Stored
+from broadcaster.refusals import Refusals
 from broadcaster.watch import InboxState, InboxWatch, Look, Seen
 
 MAX_TYPES = 1_000
@@ -54,12 +55,15 @@ class Accepted:
 class Report:
     """Puts the numbers together."""
 
-    def __init__(self, db: Database[Document], settings: Settings, accepted: Accepted, emitter: Emitter, watch: InboxWatch) -> None:
+    def __init__(
+        self, db: Database[Document], settings: Settings, accepted: Accepted, emitter: Emitter, watch: InboxWatch, refusals: Refusals
+    ) -> None:
         self._db = db
         self._settings = settings
         self._accepted = accepted
         self._emitter = emitter
         self._watch = watch
+        self._refusals = refusals
         self._presence: Presence | None = None
         self._claims = claims.connect(settings)
         self._broker = (
@@ -90,6 +94,7 @@ class Report:
                 "batches": accepted.batches,
                 "by_type": dict(accepted.by_type),
             },
+            "refused": self._refusals.view(),
             "inbox": _inbox(await self._watch.look.get(wait_s=WAIT_S)),
             **(stored.value or {"ledger": {"error": stored.error}, "failures": {"error": stored.error}}),
             "listeners": [_listener(listener, queues.value or {}) for listener in listeners.value or ()],

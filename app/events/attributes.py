@@ -100,7 +100,7 @@ def cloudevent_of_binary(headers: Mapping[str, str], body: bytes) -> dict[str, A
     if not body:
         return item
     media = content_type.partition(";")[0].strip().lower()
-    if not media or _JSON_MEDIA(media):
+    if not media or is_json_media(media):
         return item | {"data": decode(body)}
     if _TEXT_MEDIA(media):
         try:
@@ -108,6 +108,11 @@ def cloudevent_of_binary(headers: Mapping[str, str], body: bytes) -> dict[str, A
         except UnicodeDecodeError:
             pass  # text in another encoding is bytes to us
     return item | {"data_base64": b64encode(body).decode()}
+
+
+def is_json_media(media: str) -> bool:
+    """Whether a media type, in lower case and without parameters, is one of JSON."""
+    return _JSON_MEDIA(media) is not None
 
 
 def check_text(value: object, name: str, limit: int | None = MAX_ATTRIBUTE_BYTES) -> str:

@@ -7,6 +7,7 @@ the library's interpreter; the answers are the same.
 Source: https://jmespath.org/specification.html
 """
 
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -21,6 +22,7 @@ from app.events.values import shown
 Expression = Callable[[Mapping[str, Any]], Any]
 """Takes an event as one object (type, source, id, time, subject, data, …; absent ones left out) and gives a value or None."""
 
+_LITERAL = re.compile(r"'([^']*)'").fullmatch
 _ORDERED_FUNCTIONS = frozenset({"keys", "values", "to_string"})
 """Functions whose answer follows the order of an object's fields."""
 
@@ -63,6 +65,25 @@ def compile_expression(text: str) -> Expression:
             raise InvalidEvent(f"the expression {text} does not fit this event: {shown(str(error), 200)}", field=text) from error
 
     return search
+
+
+def compile_reader(name: str, text: str) -> Callable[[Any], Any]:
+    """Compile an expression over something that is to become an event; a text in quotes, ``'github'``, stands for itself.
+
+    Args:
+        name: of the field that the expression is for.
+        text: the expression.
+
+    Raises:
+        ValueError: as :func:`compile_expression`; the text begins with the field's name.
+    """
+    if literal := _LITERAL(text):
+        constant = literal[1]
+        return lambda _: constant
+    try:
+        return compile_expression(text)
+    except ValueError as error:
+        raise ValueError(f"{name}: {text!r} {error}") from error
 
 
 def _walker(names: tuple[str, ...]) -> Expression:

@@ -18,11 +18,12 @@ from typing import Any
 import msgspec
 
 from app.errors import InvalidEvent
-from app.events.attributes import Attributes, check_text, cloudevent_of_binary, read_cloudevent, read_plain
+from app.events.attributes import Attributes, check_text, cloudevent_of_binary, is_json_media, read_cloudevent, read_plain
 from app.events.event import Event
+from app.events.hooks import Hook
 from app.events.json_text import compact, decode, elements, is_array, least_size, refuse_double_names
 from app.events.policies import Policies
-from app.events.values import MAX_LEVELS, Fault, find_fault
+from app.events.values import MAX_LEVELS, Fault, find_fault, shown
 from app.settings import Settings
 
 PLAIN = "application/json"
@@ -94,6 +95,30 @@ class EventParser:
         if isinstance(items[0].get("data"), dict | list):
             refuse_double_names(body, compact(items[0]["data"]), lambda data: [{"data": data}])
         return self._events(items, read_cloudevent, idempotency_key)
+
+    def webhook(self, hook: Hook, headers: Mapping[str, str], body: bytes, idempotency_key: str | None = None) -> list[Event]:
+        """Read a webhook's request as one event.
+
+        Args:
+            hook: whose request it is; its signature has been checked.
+            headers: names in lower case.
+            body: JSON.
+            idempotency_key: as in the class's docstring.
+
+        Raises:
+            InvalidEvent: as in the module's docstring.
+        """
+        self._check_size(body)
+        self._refuse_absurd(body)
+        media = _media_type(headers.get("content-type"))
+        if not is_json_media(media):
+            raise InvalidEvent(f"a webhook's body must be JSON, not {shown(media)}", field="Content-Type")
+        value = decode(body)
+        self._checked([{"body": value}], None)
+        refuse_double_names(body, compact(value), lambda read: [{"body": read}])
+        event = [hook.event_of(headers, value)]
+        self._checked(event, idempotency_key)
+        return self._events(event, read_plain, idempotency_key)
 
     def values(self, items: Sequence[object], idempotency_key: str | None = None) -> list[Event]:
         """Read events given as Python dicts, as a JSON decoder makes them; one with ``specversion`` is a CloudEvent.

@@ -6,6 +6,7 @@ Guaranteed: what is returned keeps every law, or ``PolicyError`` names file, typ
     [types."flight.departed"]       a type, or a pattern with * for any run of characters
     key = ["data.carrier", "data.flight"]
     [feeds.airport]                 a foreign Socket.IO server: app.events.source_file
+    [hooks.github]                  a webhook: app.events.hook_file
 
 The fields are those of ``Policy``.
 """
@@ -18,6 +19,8 @@ from typing import Any
 
 from app.errors import PolicyError
 from app.events.expressions import compile_expression
+from app.events.hook_file import hooks_in
+from app.events.hooks import Hook
 from app.events.policies import CONTENT_HASH, Policy
 from app.events.source_file import sources_in
 from app.events.sources import Source
@@ -27,7 +30,7 @@ MAX_SECONDS = 100 * 366 * 86_400
 """A hundred years: longest duration of any field, so that no sum of it with a date overflows."""
 MAX_ATTEMPTS = 1_000
 
-_TABLES = ("defaults", "types", "feeds")
+_TABLES = ("defaults", "types", "feeds", "hooks")
 
 Check = Callable[[Any], Any]
 """Takes a value as TOML gives it; returns it for the policy, or raises ``ValueError`` with a predicate such as ``must be …``."""
@@ -48,6 +51,7 @@ def read_policies(path: Path | None, settings: Settings) -> tuple[Policy, dict[s
         if name not in _TABLES:
             raise PolicyError(f"{path}: {name!r} is no table of a policy file (there are {', '.join(_TABLES)})")
     sources_in(path, content.get("feeds", {}))
+    hooks_in(path, content.get("hooks", {}))
     defaults = f"{path}: defaults"
     base |= _fields(defaults, content.get("defaults", {}))
     declared: dict[str, Policy] = {}
@@ -67,6 +71,15 @@ def read_sources(path: Path | None) -> dict[str, Source]:
         PolicyError: as in the module's docstring.
     """
     return {} if path is None else sources_in(path, _toml(path).get("feeds", {}))
+
+
+def read_hooks(path: Path | None) -> dict[str, Hook]:
+    """The webhooks that the policy file declares, by name.
+
+    Raises:
+        PolicyError: as in the module's docstring.
+    """
+    return {} if path is None else hooks_in(path, _toml(path).get("hooks", {}))
 
 
 def _toml(path: Path) -> dict[str, Any]:

@@ -22,14 +22,13 @@ ids (one integer alone and its text are the same). Not guaranteed: that what com
 """
 
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from app.errors import InvalidEvent
 from app.events.digests import digest_of
-from app.events.expressions import compile_expression
+from app.events.expressions import compile_reader
 from app.events.keys import malformed_key
 from app.events.values import canonical, find_fault
 
@@ -38,7 +37,6 @@ MAX_KEPT_CHARACTERS = 4_000_000
 """So much of a payload that no store could hold as it is, is kept as text."""
 
 Reader = Callable[[Any], Any]
-_LITERAL = re.compile(r"'([^']*)'").fullmatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +63,8 @@ class Source:
 
     def __post_init__(self) -> None:
         given = {name: getattr(self, name) for name in ("type", "source", "time", "data")}
-        object.__setattr__(self, "_readers", {name: _reader(name, text) for name, text in given.items() if text is not None})
-        object.__setattr__(self, "_key", tuple((text, _reader("key", text)) for text in self.key))
+        object.__setattr__(self, "_readers", {name: compile_reader(name, text) for name, text in given.items() if text is not None})
+        object.__setattr__(self, "_key", tuple((text, compile_reader("key", text)) for text in self.key))
 
     def event_of(self, payload: Any) -> dict[str, Any]:
         """A payload as an event for :meth:`~app.events.parsing.EventParser.values`.
@@ -123,13 +121,3 @@ def _id(parts: list[str | int | bool]) -> str:
     if len(parts) == 1 and type(only) is not bool and not str(only).startswith("["):
         return str(only)
     return canonical(parts).decode()
-
-
-def _reader(name: str, text: str) -> Reader:
-    if literal := _LITERAL(text):
-        constant = literal[1]
-        return lambda _payload: constant
-    try:
-        return compile_expression(text)
-    except ValueError as error:
-        raise ValueError(f"{name}: {text!r} {error}") from error

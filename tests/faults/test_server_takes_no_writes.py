@@ -4,7 +4,6 @@ from typing import Any
 
 import httpx
 import pytest
-from pymongo.errors import PyMongoError
 
 from tests.support.system import System, events
 from tests.support.waiting import eventually

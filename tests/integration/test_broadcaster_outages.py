@@ -96,7 +96,7 @@ def test_lost_confirmations_and_the_end_amid_a_write(start_servers: Callable[...
         fail("alwaysOn", blockConnection=True, blockTimeMS=1_000)
         with ThreadPoolExecutor(1) as pool:
             answered = pool.submit(http.post, "/events", json=event("last"))
-            eventually(lambda: client.admin.command({"currentOp": 1, "appName": "dedup-broadcaster", "active": True})["inprog"])
+            eventually(lambda: client.admin.command({"currentOp": 1, "appName": "dedup-broadcaster", "command.insert": "inbox"})["inprog"])
             process.ask_to_stop(signal.SIGTERM)
             started = time.monotonic()
             assert answered.result(15).status_code == 202
