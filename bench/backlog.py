@@ -4,7 +4,7 @@ Starts servers, a broadcaster, a bridge and listeners of its own in a temporary 
 handle them, waits until all are processed, and counts what the listeners received. The figure to hold: at most 1.1 deliveries per key
 and listener, so that the sweeper does not send again what only waits its turn.
 
-    python bench/backlog.py [--events 200000] [--listeners 3] [--handler-ms 2] [--json]
+    python bench/backlog.py [--events 200000] [--listeners 3] [--handler-ms 2] [--high-water 200] [--json]
 
 It touches no server that it did not start. Exit code 0 when all is processed once and the figure holds.
 """
@@ -60,6 +60,7 @@ def _measured(options: argparse.Namespace, folder: Path, stack: ExitStack) -> di
         | {"redis_url": servers.valkey.url(0), "broker_url": servers.valkey.url(1), "mongo_url": servers.mongo.url("backlog")},
         port=free_port(),
         handlers=("bench.slow_handler",),
+        queue_high_water=options.high_water,
     )
     received = folder / "received"
     received.mkdir()
@@ -81,6 +82,7 @@ def _measured(options: argparse.Namespace, folder: Path, stack: ExitStack) -> di
         "events": options.events,
         "listeners": options.listeners,
         "handler_ms": options.handler_ms,
+        "high_water": options.high_water,
         "accepted_in_s": round(accepted_s, 1),
         "processed_in_s": round(seconds, 1),
         "events_per_s": round(options.events / seconds),
@@ -153,6 +155,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--events", type=int, default=200_000)
     parser.add_argument("--listeners", type=int, default=3)
     parser.add_argument("--handler-ms", type=float, default=2.0)
+    parser.add_argument(
+        "--high-water", type=int, default=200, help="DEDUP_QUEUE_HIGH_WATER; above the number of batches, all are fanned out"
+    )
     parser.add_argument("--limit-s", type=float, default=1_500.0, help="give up after so many seconds")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
