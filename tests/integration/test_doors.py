@@ -1,0 +1,304 @@
+"""Every door of one real broadcaster with a token: gzip, webhooks, Socket.IO; and the rate limit that they share."""
+
+import gzip
+import hashlib
+import hmac
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import socketio
+from pymongo import MongoClient
+from pymongo.database import Database
+
+from app.embedded.process import ManagedProcess
+from app.embedded.servers import EmbeddedServers
+from app.settings import Settings
+from tests.support.broadcasters import broadcaster_process
+from tests.support.servers import fresh_settings, remove_data
+from tests.support.waiting import eventually
+
+TOKEN = "s3cret"
+SECRET = "hook's secret"
+POLICIES = """
+[hooks.github]
+type = "join('.', ['github', headers.\\"x-github-event\\"])"
+source = "body.repository.full_name"
+id = 'headers."x-github-delivery"'
+signature = "github"
+secret_env = "GITHUB_SECRET"
+
+[hooks.open]
+type = "'opened'"
+id = "body.id"
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """A broadcaster of this module."""
+
+    process: ManagedProcess
+    url: str
+    http: httpx.Client
+    database: Database[dict[str, Any]]
+
+    def stored(self, key: str) -> list[dict[str, Any]]:
+        """The events of a key in the inbox, with their doors."""
+        found = self.database["inbox"].find({"events.key": key})
+        return [e | {"door": d["door"]} for d in found for e in d["events"] if e["key"] == key]
+
+
+@pytest.fixture(scope="module")
+def running(servers: EmbeddedServers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """One for all tests here: each uses keys of its own."""
+    folder = tmp_path_factory.mktemp("doors")
+    (folder / "policies.toml").write_text(POLICIES)
+    (folder / ".env").write_text(f'GITHUB_SECRET="{SECRET}"\n')
+    settings = fresh_settings(servers, folder, port=0, token=TOKEN)
+    with (
+        broadcaster_process(settings, folder) as (process, url),
+        MongoClient(settings.mongo_url, tz_aware=True) as client,
+        httpx.Client(base_url=url, timeout=20, headers={"Authorization": f"Bearer {TOKEN}"}) as http,
+    ):
+        yield Running(process=process, url=url, http=http, database=client.get_default_database())
+    remove_data(settings)
+
+
+@pytest.fixture
+def client(running: Running) -> Iterator[socketio.SimpleClient]:
+    """A Socket.IO client that has been let in."""
+    connected = socketio.SimpleClient()
+    connected.connect(running.url, auth={"token": TOKEN, "types": ["none"]}, transports=["websocket"])
+    yield connected
+    connected.disconnect()
+
+
+def event(id: str, **fields: Any) -> dict[str, Any]:
+    return {"type": "order.paid", "source": "shop", "id": id, "data": {"amount": 12}} | fields
+
+
+# ----------------------------------------------------------------------------------------------------------------- gzip
+
+
+@pytest.mark.parametrize("size", [10, 200_000])
+def test_a_packed_request_is_the_same_request(running: Running, size: int):
+    body = json.dumps(event(f"packed-{size}", data="x" * size)).encode()
+    packed = running.http.post("/events", content=gzip.compress(body), headers={"Content-Encoding": "gzip"})
+    plain = running.http.post("/events", content=body)
+    assert (packed.status_code, packed.json()["keys"]) == (202, plain.json()["keys"])
+    assert len({e["digest"] for e in running.stored(packed.json()["keys"][0])}) == 1
+
+
+def test_binary_cloudevents_may_be_packed_too(running: Running):
+    ce = {"ce-specversion": "1.0", "ce-type": "scan", "ce-source": "/shop", "ce-id": "packed-ce", "Content-Type": "image/png"}
+    answer = running.http.post("/events", content=gzip.compress(b"\x89PNG"), headers=ce | {"Content-Encoding": "gzip"})
+    assert running.stored(answer.raise_for_status().json()["keys"][0])[0]["body"]["data"] == b"\x89PNG"
+
+
+def test_packed_requests_are_refused_as_plain_ones(running: Running):
+    def status(body: bytes) -> tuple[int, str]:
+        answer = running.http.post("/events", content=body, headers={"Content-Encoding": "gzip"})
+        return answer.status_code, answer.headers["content-type"]
+
+    assert status(gzip.compress(b"{")) == (400, "application/problem+json")
+    assert status(gzip.compress(b"{}")) == (422, "application/problem+json")
+    assert status(b"{}") == (400, "application/problem+json")
+    assert status(gzip.compress(b" " * 8 * 1024 * 1024)) == (400, "application/problem+json")
+    assert status(gzip.compress(b" " * (8 * 1024 * 1024 + 1))) == (413, "application/problem+json")
+
+
+# ------------------------------------------------------------------------------------------------------------- webhooks
+
+
+def github(delivery: str, body: Any, **changes: str) -> tuple[bytes, dict[str, str]]:
+    content = json.dumps(body).encode()
+    mac = hmac.new(SECRET.encode(), content, hashlib.sha256).hexdigest()
+    headers = {"X-GitHub-Event": "push", "X-GitHub-Delivery": delivery, "X-Hub-Signature-256": f"sha256={mac}"}
+    return content, {"Content-Type": "application/json", "Authorization": ""} | headers | changes
+
+
+PUSH = {"repository": {"full_name": "octo/hello"}, "ref": "refs/heads/main", "commits": [{"id": "1"}]}
+
+
+def test_github_delivers(running: Running):
+    content, headers = github("d-1", PUSH)
+    answers = [running.http.post("/hooks/github", content=content, headers=headers) for _ in range(2)]
+    assert [a.status_code for a in answers] == [202, 202]
+    (key,) = answers[0].json()["keys"]
+    assert answers[1].json()["keys"] == [key]
+    first, second = running.stored(key)
+    assert (first["type"], first["door"], first["body"]["data"]) == ("github.push", "hook:github", PUSH)
+    assert first["digest"] == second["digest"]
+
+
+def test_a_signature_takes_the_place_of_the_token(running: Running):
+    content, headers = github("d-2", PUSH)
+
+    def status(hook: str, content: bytes = content, **changes: str) -> int:
+        answer = running.http.post(f"/hooks/{hook}", content=content, headers=headers | changes)
+        assert answer.status_code == 202 or answer.headers["content-type"] == "application/problem+json"
+        return answer.status_code
+
+    bearer = {"Authorization": f"Bearer {TOKEN}"}
+    assert status("github") == 202
+    assert status("github", **{"X-Hub-Signature-256": ""}) == 401
+    assert status("github", **{"X-Hub-Signature-256": "sha256=" + "0" * 64}) == 401
+    assert status("github", **{"X-Hub-Signature-256": "sha256=" + "0" * 64}, **bearer) == 401, "the token takes no signature's place"
+    assert status("github", content + b" ") == 401
+    assert status("github", b"not json") == 401, "nothing is read before the signature is right"
+    unsigned = {name: value for name, value in headers.items() if name != "X-Hub-Signature-256"}
+    assert running.http.post("/hooks/github", content=content, headers=unsigned).status_code == 401
+    assert status("open") == 401
+    assert status("open", b'{"id": "1"}', **bearer) == 202
+    assert status("unknown", **bearer) == 404
+    assert status("unknown") == 401
+    assert running.http.get("/hooks/github", headers=bearer).status_code == 405
+    assert running.http.get("/hooks/github", headers={"Authorization": ""}).status_code == 401
+    assert running.http.get("/stats", headers=bearer).json()["refused"]["hooks"]["401"] >= 7
+
+
+def test_webhooks_are_refused_as_other_requests(running: Running):
+    def status(body: Any, **changes: str) -> tuple[int, str | None]:
+        content, headers = github("d-3", body, **changes)
+        answer = running.http.post("/hooks/github", content=content, headers=headers)
+        return answer.status_code, answer.json().get("field")
+
+    assert status({"ref": 1}) == (422, "source")
+    assert status(PUSH | {"n": 2**64}) == (422, "body.n")
+    assert status(PUSH, **{"Content-Type": "application/x-www-form-urlencoded"}) == (422, "Content-Type")
+    assert status(PUSH, **{"Content-Encoding": "br"}) == (415, None)
+    assert status(PUSH | {"x": "y" * 300_000})[0] == 413
+    content, headers = github("d-4", PUSH)
+    packed = running.http.post("/hooks/github", content=gzip.compress(content), headers=headers | {"Content-Encoding": "gzip"})
+    assert packed.status_code == 202, "the signature is of the unpacked body"
+
+
+def test_a_secret_that_is_missing_is_said_at_start(settings: Settings, spawn: Callable[..., ManagedProcess], tmp_path: Path):
+    (tmp_path / "policies.toml").write_text(POLICIES)
+    process = spawn(
+        "broadcaster", ["python", "-m", "broadcaster"], settings=settings, env={"DEDUP_POLICIES": str(tmp_path / "policies.toml")}
+    )
+    assert process.wait(20) == 1
+    (line,) = process.log_tail().splitlines()
+    assert "GITHUB_SECRET" in line
+
+
+# ------------------------------------------------------------------------------------------------------------ Socket.IO
+
+
+def test_publishing_over_socketio(running: Running, client: socketio.SimpleClient):
+    one = client.call("publish", event("io-1"), timeout=10)
+    assert (one["accepted"], one["keys"]) == (1, ["id~shop~io-1"])
+    assert running.stored("id~shop~io-1")[0]["door"] == "socketio"
+    assert running.database["inbox"].find_one({"_id": one["batch"]})
+    many = client.call("publish", [event(f"io-m-{n}") for n in range(500)], timeout=10)
+    assert many["accepted"] == 500
+    cloud = {"specversion": "1.0", "type": "order.paid", "source": "/shop", "id": "io-ce", "subject": "s", "data_base64": "AAE="}
+    answer = client.call("publish", cloud, timeout=10)
+    assert running.stored(answer["keys"][0])[0]["body"]["data"] == b"\0\1"
+    same = running.http.post("/events", json=event("io-1")).json()
+    assert same["keys"] == one["keys"]
+    assert len({e["digest"] for e in running.stored("id~shop~io-1")}) == 1
+
+
+def nested(levels: int) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+WRONG: list[tuple[str, Any]] = [
+    ("an empty list", []),
+    ("a list in the list", [[event("x")]]),
+    ("no type", {"id": "x"}),
+    ("no id", {"type": "a", "data": 1}),
+    ("the second is wrong", [event("x"), event("y", type="")]),
+    ("one key, two payloads", [event("x"), event("x", data=2)]),
+    ("too many", [event(str(n)) for n in range(501)]),
+    ("too large", event("x", data="x" * 256 * 1024)),
+    ("over 64 bits", event("x", data=2**63)),
+    ("NaN", event("x", data=float("nan"))),
+    ("nested too deeply", event("x", data=nested(97))),
+    ("an unknown field", event("x", color="red")),
+]
+
+
+@pytest.mark.parametrize("argument", [pytest.param(case[1], id=case[0]) for case in WRONG])
+def test_refusals_have_the_words_of_http(running: Running, client: socketio.SimpleClient, argument: Any):
+    said = client.call("publish", argument, timeout=10)
+    content = json.dumps(argument).encode()
+    problem = running.http.post("/events", content=content).json()
+    assert set(said) == {"error"}
+    assert said["error"] == {name: value for name, value in problem.items() if name not in ("type", "title")}
+    assert said["error"]["status"] in (409, 413, 422)
+
+
+@pytest.mark.parametrize("argument", [None, (), "event", 5, True, [1, 2], (event("x"), event("y")), b"\0", [b"\0"], event("x", data=b"\0")])
+def test_what_is_no_event_gets_an_answer(client: socketio.SimpleClient, argument: Any):
+    said = client.call("publish", argument, timeout=10)
+    assert said["error"]["status"] == 422
+    assert said["error"]["detail"]
+
+
+def test_more_under_way_than_one_client_may_have(running: Running, client: socketio.SimpleClient):
+    large = [event(f"under-way-{n}", data="x" * 1_000) for n in range(500)]
+    answers: list[dict[str, Any]] = []
+    for _ in range(100):
+        client.client.emit("publish", (large,), callback=answers.append)
+    eventually(lambda: len(answers) == 100, 20)
+    refused = [a["error"] for a in answers if "error" in a]
+    assert {e["status"] for e in refused} <= {429}
+    assert all(e["retry_after_s"] >= 1 for e in refused)
+    assert len(refused) < 100
+    assert client.call("publish", event("after"), timeout=10)["accepted"] == 1
+
+
+def test_without_the_token_nobody_publishes(running: Running):
+    stranger = socketio.Client(reconnection=False)
+    with pytest.raises(socketio.exceptions.ConnectionError):
+        stranger.connect(running.url, transports=["websocket"], wait_timeout=5)
+    stranger.disconnect()
+
+
+def test_every_door_wants_the_token(running: Running):
+    with httpx.Client(base_url=running.url, timeout=10) as stranger:
+        for method, path in (("POST", "/events"), ("POST", "/burst"), ("POST", "/hooks/open"), ("GET", "/events"), ("GET", "/stats")):
+            answer = stranger.request(method, path, json=event("stranger"))
+            assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer"), path
+    assert not running.stored("id~shop~stranger")
+
+
+# --------------------------------------------------------------------------------------------------------------- limits
+
+
+def test_a_client_that_sends_too_much_is_told_when_to_come_back(make_settings: Callable[..., Settings], tmp_path: Path):
+    (tmp_path / "policies.toml").write_text(POLICIES)
+    settings = make_settings(port=0, client_events_per_s=200.0, client_burst=300, policies=tmp_path / "policies.toml")
+    with (
+        broadcaster_process(settings, tmp_path, env={"GITHUB_SECRET": SECRET}) as (process, url),
+        httpx.Client(base_url=url, timeout=20) as http,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        client = socketio.SimpleClient()
+        client.connect(url, transports=["websocket"])
+        batch = [event(f"limited-{n}") for n in range(250)]
+        assert [http.post("/events", json=batch).status_code for _ in range(2)] == [202, 202]
+        refused = http.post("/events", json=event("one more"))
+        assert (refused.status_code, refused.headers["content-type"]) == (429, "application/problem+json")
+        assert 1 <= int(refused.headers["retry-after"]) <= 3
+        said = client.call("publish", event("one more"), timeout=10)["error"]
+        assert (said["status"], said["retry_after_s"]) == (429, int(refused.headers["retry-after"]))
+        assert said["detail"] == refused.json()["detail"]
+        content, headers = github("d-9", PUSH)
+        assert http.get("/stats").json()["refused"]["events"]["429"] == 1
+        eventually(lambda: http.post("/events", json=event("one more")).status_code == 202, 10)
+        assert http.post("/hooks/github", content=content, headers=headers).status_code == 202
+        client.disconnect()
+        assert pool.submit(process.terminate).result() == 0
