@@ -64,7 +64,8 @@ class Bridge:
     """
 
     def __init__(self, settings: Settings, app: Celery, sources: Sequence[Source] = ()) -> None:
-        app.conf.update(result_backend="disabled://")  # results are for others to ask for: Redis' backend would subscribe to each sent task's
+        # Results are for others to ask for: Redis' backend would subscribe to each sent task's.
+        app.conf.update(result_backend="disabled://")
         self._settings = settings
         self._db = mongo.connect(settings, role="bridge")
         self._redis = connect_redis(settings)

@@ -2,10 +2,12 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
+from pymongo.database import Database
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
 
@@ -16,6 +18,7 @@ from app.events.source_file import source_from
 from app.feeding import FeedState, FeedStates
 from app.leases import Lease
 from app.settings import Settings
+from app.stores import mongo
 from broadcaster.bridge.buffer import Buffer
 from broadcaster.bridge.client import MAX_MESSAGE_BYTES, OrderedClient
 from broadcaster.bridge.foreign import ForeignFeed
@@ -177,9 +180,9 @@ def test_feeds_of_the_policy_file_and_what_is_wrong_with_the_command_line(place,
 class InProcess:
     """A feed without its bridge."""
 
-    def __init__(self, settings: Settings, place: Place, url: str) -> None:
+    def __init__(self, settings: Settings, db: Database[dict[str, Any]], url: str) -> None:
         source = source_from("test", "airport", {"url": url, "event": "departure", "key": "n"})
-        self.feed = ForeignFeed(source, settings, Policies.load(None, settings), place.db, lambda _: None)
+        self.feed = ForeignFeed(source, settings, Policies.load(None, settings), db, lambda _: None)
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=self.feed.run, args=(self._stop, lambda: None)),
@@ -199,11 +202,13 @@ class InProcess:
 
 
 @pytest.mark.fault
-def test_g7_what_mongodb_cannot_take_waits_and_what_finds_no_room_is_counted(private_servers, private_settings, spawn):
+def test_g7_what_mongodb_cannot_take_waits_and_what_finds_no_room_is_counted(private_servers, private_settings, spawn, capsys):
     """G7: the buffer has an end; what is in it is accepted when MongoDB is back, the rest is counted as not accepted."""
     foreign = Foreign(spawn)
     with place_of(private_settings) as place:
-        here = InProcess(private_settings, place, foreign.url)
+        hasty = replace(private_settings, mongo_timeout_ms=500)
+        hasty_db = mongo.connect(hasty, role="feed")
+        here = InProcess(hasty, hasty_db, foreign.url)
         here.feed._buffer = Buffer(max_payloads=5)
         feed = here.start()
         foreign.await_clients(1)
@@ -213,10 +218,12 @@ def test_g7_what_mongodb_cannot_take_waits_and_what_finds_no_room_is_counted(pri
         node.pause()
         foreign.emit(*[{"n": n} for n in range(1, 13)], {"no": "n"})
         eventually(lambda: feed.state().received == 14 and feed.state().unaccepted > 0, 10)
+        eventually(lambda: "inbox, for feed" in capsys.readouterr().out, 10, "that it waits for the inbox")
         node.resume()
 
         eventually(lambda: feed.state().waiting == 0, 30)
         here.end()
+        hasty_db.client.close()
         found = feed.state()
         assert found.accepted + found.malformed + found.unaccepted == found.received == 14
         assert found.unaccepted >= 13 - 5 - 1
