@@ -129,7 +129,10 @@ class Failures:
         }
         if problem.error is not None:
             fields["error"] = problem.error
-        return self._advance(entry, origin, fields, {"attempts": int(counts), "starts": -int(ended_start)}, unset=("solo",))
+        attempts = int(counts)
+        if ended_start and self._advance(entry, origin, fields, {"attempts": attempts, "starts": -1}, solo=True):
+            return True
+        return self._advance(entry, origin, fields, {"attempts": attempts, "starts": 0})  # its start is not there (any more)
 
     def record_start(self, entry: Entry, origin: "Origin", *, due_ms: int) -> Failure | None:
         """Count a solo run before it begins; should it never end, it is due again after ``due_ms``.
@@ -161,27 +164,35 @@ class Failures:
         origin: "Origin",
         fields: Document,
         counts: dict[str, int],
+        *,
         default_reason: str | None = None,
-        unset: Sequence[str] = (),
+        solo: bool = False,
     ) -> bool:
+        """Write what a run has led to, unless a later winner has written; with ``solo`` only where this run's start is noted."""
         now = utc_now()
         on_insert = _identity(entry, origin, now)
         if default_reason is not None:
             on_insert["reason"] = default_reason
-        update = {
+        update: Document = {
             "$set": {**fields, "sent_until": None, "updated_at": now, "token": origin.token, "listener": origin.listener},
             "$inc": counts,
             "$setOnInsert": on_insert,
         }
-        if unset:
-            update["$unset"] = dict.fromkeys(unset, "")
-        query = {"_id": failure_id(entry.key, entry.digest), "token": {"$lte": origin.token}, "state": {"$in": ["retrying", "dead"]}}
+        if "solo" not in fields:
+            update["$unset"] = {"solo": ""}
+        query: Document = {
+            "_id": failure_id(entry.key, entry.digest),
+            "token": {"$lte": origin.token},
+            "state": {"$in": ["retrying", "dead"]},
+        }
+        if solo:
+            query["solo"] = origin.token
         with translated("recording a failure"):
             try:
-                self.collection.find_one_and_update(query, update, upsert=True, return_document=ReturnDocument.AFTER)
+                written = self.collection.find_one_and_update(query, update, upsert=not solo, return_document=ReturnDocument.AFTER)
             except DuplicateKeyError:
                 return False
-        return True
+        return written is not None
 
     def record_final(self, entries: Sequence[tuple[Entry, "Origin", str, Document]]) -> None:
         """Store events in a final state: ``(entry, origin, state, more fields)``.
