@@ -103,8 +103,9 @@ class Renewal:
         for one, (store, claim) in held:
             by_store.setdefault(id(store), []).append((one, store, claim))
         for group in by_store.values():
+            store = group[0][1]
             try:
-                answers = group[0][1].renew([claim for _, _, claim in group])
+                answers = store.renew([claim for _, _, claim in group])
             except ClaimsUnavailable as error:
                 log.warning("claim.renewal_failed", claims=len(group), error=str(error))
                 continue
@@ -114,6 +115,17 @@ class Renewal:
                         if self._held.pop(one, None) is not None:
                             self._lost.add(one)
                             log.warning("claim.lost", key=claim.key, token=claim.token)
+            self._give_back_dropped(store, [claim for (_, _, claim), kept in zip(group, answers, strict=True) if kept])
+
+    def _give_back_dropped(self, store: ClaimStore, claims: Sequence[Held]) -> None:
+        """Of claims that were dropped while the call was on its way: it may have made them again, and nobody would hold them."""
+        with self._lock:
+            dropped = [claim for claim in claims if (claim.claim_id, claim.key) not in self._held]
+        for claim in dropped:
+            try:
+                store.release([claim.key], claim_id=claim.claim_id)
+            except ClaimsUnavailable as error:
+                log.warning("claim.release_failed", keys=1, error=str(error))
 
 
 def kill_this_process() -> None:

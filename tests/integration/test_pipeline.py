@@ -8,7 +8,7 @@ import pytest
 from bson.binary import Binary
 from pymongo.errors import AutoReconnect
 
-from app.claims.store import new_claim_id
+from app.claims.store import Held, new_claim_id
 from app.errors import ClaimsUnavailable, StoreUnavailable
 from app.stores.failures import Failures, Origin
 from app.stores.records import utc_now
@@ -1160,6 +1160,86 @@ class TestClocks:
         plant.turn_clock_back()
 
         assert str(process(listener, message)) == "won 1"
+
+
+class TestRenewal:
+    def test_a_claim_that_was_given_back_while_it_was_renewed_does_not_come_back(self, plant):
+        """G4: or nobody could win the key for a lease, since nobody would hold it."""
+        listener = plant.listener("listener-1", count_effect)
+        claims = listener.claims_of("test")
+        claim_id = claim_by_hand(plant, "a", owner="listener-1")
+        [found] = plant.claims.inspect(["a"])
+        held = Held(key="a", digest="d1", claim_id=claim_id, token=found.token, lease_ms=60_000, owner="listener-1")
+
+        def given_back_meanwhile():
+            listener.renewal.drop(claim_id, ["a"])
+            plant.claims.release(["a"], claim_id=claim_id)
+
+        before(claims, "renew", given_back_meanwhile)
+        with listener.renewal.hold(claims, [held]):
+            listener.renewal._renew_all()
+
+        assert plant.claim_states() == {}
+
+    def test_a_claim_that_was_completed_while_it_was_renewed_stays_done(self, plant):
+        listener = plant.listener("listener-1", count_effect)
+        claims = listener.claims_of("test")
+        claim_id = claim_by_hand(plant, "a", owner="listener-1")
+        held = Held(key="a", digest="d1", claim_id=claim_id, token=1, lease_ms=60_000, owner="listener-1")
+
+        def completed_meanwhile():
+            listener.renewal.drop(claim_id, ["a"])
+            plant.claims.complete(["a"], ["d1"], claim_id=claim_id, owner="listener-1")
+
+        before(claims, "renew", completed_meanwhile)
+        with listener.renewal.hold(claims, [held]):
+            listener.renewal._renew_all()
+            assert not listener.renewal.lost(claim_id, "a")
+
+        assert plant.claim_states() == {"a": "done by listener-1"}
+
+    def test_a_handler_slower_than_its_lease_keeps_its_claim(self, plant, make_settings):
+        """Renewal runs beside the handler; a claim that Redis forgot is made again."""
+        settings = make_settings(lease_ms=300, redis_url=plant.settings.redis_url, mongo_url=plant.settings.mongo_url)
+        gate = plant.gate()
+
+        def waits(event, context):
+            gate.pass_through()
+            count_effect(event, context)
+
+        slow, other = plant.listener("listener-1", waits, settings=settings), plant.listener("listener-2", count_effect)
+        message = plant.accept(entry("a"))
+        running = plant.start(slow, message)
+        gate.wait_entered()
+        plant.redis.flushdb()
+        eventually(lambda: plant.claim_states() == {"a": "processing by listener-1"}, 5)
+        [first] = plant.claims.inspect(["a"])
+        eventually(lambda: plant.claims.inspect(["a"])[0].deadline_ms > first.deadline_ms + 600, 5)
+
+        assert str(process(other, message)) == "skipped 1 (busy listener-1)"
+        gate.open()
+        assert str(running.result(10)) == "won 1"
+        assert plant.effects() == {"a": 1}
+
+    def test_a_handler_that_outlives_its_time_is_not_renewed_and_taken_over(self, plant, make_settings):
+        """G4, G5: a hanging handler's event is somebody else's after its time and the lease."""
+        settings = make_settings(lease_ms=300, max_handler_s=0.3, redis_url=plant.settings.redis_url, mongo_url=plant.settings.mongo_url)
+        gate = plant.gate()
+
+        def hangs(_event, _context):
+            gate.pass_through()
+
+        hung, other = plant.listener("listener-1", hangs, settings=settings), plant.listener("listener-2", count_effect)
+        message = plant.accept(entry("a"))
+        running = plant.start(hung, message)
+        gate.wait_entered()
+
+        eventually(lambda: process(other, message).won == 1, 5)
+        gate.open()
+        running.result(10)
+
+        assert plant.effects() == {"a": 1}
+        assert plant.ledger() == {"a": "d1"}
 
 
 class TestStale:
