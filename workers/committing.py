@@ -15,7 +15,7 @@ from pymongo.client_session import ClientSession
 from pymongo.errors import PyMongoError
 
 from app.errors import PermanentError, StoreUnavailable, TransientError
-from app.stores.mongo import DUPLICATE_KEY, answers, first_line
+from app.stores.mongo import DUPLICATE_KEY, answers, end_transactions, first_line
 from workers.failing import quarantine, record_deadly, record_failure, start_was_interrupted
 from workers.handling import HandlerRaised, run_at_least_once
 from workers.run import Run, Work
@@ -80,7 +80,7 @@ def judge_taken(run: Run, works: Sequence[Work]) -> None:
             _won(run, [work])
         elif work.entry.digest in committed.digests:
             run.confirm([work.pair])
-            run.tally.skip("done", committed.listener)
+            run.tally.skip("done", committed.listener, work.entry.key)
             run.complete([work.entry.key])
         else:
             quarantine(run, [(work.entry, committed.digest)])
@@ -170,6 +170,7 @@ def _tried(run: Run, work: Work, sessions: Sessions, give_up_at: float) -> bool:
             run.release([work.entry.key])
     except CommitLost:
         with run.lock:
+            end_transactions(run.runtime.db, {sessions.id_for(work.entry.key)})  # then it is either committed or gone
             judge_taken(run, [work])
     except PyMongoError as error:
         with run.lock:
@@ -247,7 +248,7 @@ def _won(run: Run, works: Sequence[Work]) -> None:
     if not works:
         return
     run.confirm(work.pair for work in works)
-    run.tally.won += len(works)
+    run.tally.win([work.entry.key for work in works])
     failed_before = [work.pair for work in works if work.failure is not None]
     for work in works:
         work.started = False

@@ -121,11 +121,12 @@ class Renewal:
         """Of claims that were dropped while the call was on its way: it may have made them again, and nobody would hold them."""
         with self._lock:
             dropped = [claim for claim in claims if (claim.claim_id, claim.key) not in self._held]
-        for claim in dropped:
+        for claim_id in {claim.claim_id for claim in dropped}:
+            keys = [claim.key for claim in dropped if claim.claim_id == claim_id]
             try:
-                store.release([claim.key], claim_id=claim.claim_id)
+                store.release(keys, claim_id=claim_id)
             except ClaimsUnavailable as error:
-                log.warning("claim.release_failed", keys=1, error=str(error))
+                log.warning("claim.release_failed", keys=len(keys), error=str(error))
 
 
 def kill_this_process() -> None:

@@ -26,7 +26,7 @@ from pymongo.client_session import ClientSession
 from pymongo.database import Database
 from pymongo.errors import BulkWriteError
 
-from app.errors import PermanentError
+from app.errors import CommitUnknown, PermanentError
 from app.stores.mongo import DUPLICATE_KEY, Document, translated
 
 
@@ -102,7 +102,9 @@ class Ledger:
             except BulkWriteError as error:
                 details = error.details or {}
                 errors = details.get("writeErrors", [])
-                if not errors or details.get("writeConcernErrors"):
+                if details.get("writeConcernErrors"):
+                    raise CommitUnknown("MongoDB did not confirm committing events by a majority") from error
+                if not errors:
                     raise
                 if other := [e for e in errors if e["code"] != DUPLICATE_KEY]:
                     raise PermanentError(f"MongoDB cannot hold the event: {other[0]['errmsg'][:200]}") from error

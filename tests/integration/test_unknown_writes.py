@@ -1,0 +1,144 @@
+"""MongoDB does not say whether a write will last: never taken for done, nobody's attempt, found in the ledger when it did.
+
+A mongod with test commands is told how to fail.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from pymongo import MongoClient
+from redis import Redis
+
+from app.embedded.servers import EmbeddedServers
+from tests.support.pipelines import Plant, count_effect, entry, plant_on
+from tests.support.servers import fresh_settings
+from workers.pipeline import process
+
+NOT_CONFIRMED = {"writeConcernError": {"code": 64, "codeName": "WriteConcernFailed", "errmsg": "waiting for replication timed out"}}
+CUT = {"closeConnection": True}
+ALWAYS = "alwaysOn"
+ONCE = {"times": 1}
+
+
+@pytest.fixture(scope="module")
+def failing_servers(tmp_path_factory) -> Iterator[EmbeddedServers]:
+    from tests.support.servers import TEST_DATABASES, require_servers
+
+    require_servers()
+    options = ("--setParameter", "enableTestCommands=1")
+    with EmbeddedServers(tmp_path_factory.mktemp("failing"), databases=TEST_DATABASES, mongod_args=options) as servers:
+        yield servers
+
+
+@pytest.fixture
+def plant(failing_servers, tmp_path) -> Iterator[Plant]:
+    settings = fresh_settings(failing_servers, tmp_path, mongo_timeout_ms=3_000)
+    with (
+        MongoClient(settings.mongo_url, tz_aware=True) as mongo,
+        Redis.from_url(settings.redis_url, decode_responses=True) as redis,
+        plant_on(settings, mongo.get_default_database(), redis) as made,
+    ):
+        yield made
+
+
+@contextmanager
+def told_to_fail(plant: Plant, command: str, how: dict[str, Any], mode: Any) -> Iterator[None]:
+    """These commands of listeners fail, until the end of the block."""
+    data = {"failCommands": [command], "appName": "dedup-listener-1"} | how
+    plant.db.client.admin.command("configureFailPoint", "failCommand", mode=mode, data=data)
+    try:
+        yield
+    finally:
+        plant.db.client.admin.command("configureFailPoint", "failCommand", mode="off")
+
+
+@pytest.mark.parametrize("taken", [False, True], ids=["free", "one-key-taken"])
+def test_a_stored_batch_that_no_majority_confirms_is_left_and_found_later(plant, taken):
+    """G1: never taken for done; G2: the second delivery finds what lasted."""
+    listener = plant.listener()
+    message = plant.accept(entry("a"), entry("b"))
+    if taken:
+        listener.ledger.find = lambda _keys: {}  # taken between the check and the insert
+        plant.db["events"].insert_one({"_id": "b", "v": 1, "digest": "d1", "listener": "somebody", "claim_id": "another"})
+
+    with told_to_fail(plant, "insert", NOT_CONFIRMED, ALWAYS):
+        tally = process(listener, message)
+
+    assert str(tally) == "left 2"
+    assert plant.claim_states() == {}
+    assert plant.inbox.size() == 1
+    assert str(process(plant.listener("listener-2"), message)).startswith("skipped 2 (done")
+    assert plant.failures() == {}
+
+
+@pytest.mark.parametrize("how", [NOT_CONFIRMED, CUT], ids=["not-confirmed", "connection-cut"])
+@pytest.mark.parametrize("events", [1, 3])
+def test_a_commit_that_got_no_clear_answer_once_is_repeated(plant, how, events):
+    listener = plant.listener("listener-1", count_effect)
+    message = plant.accept(*(entry(f"k{i}") for i in range(events)))
+
+    with told_to_fail(plant, "commitTransaction", how, ONCE):
+        tally = process(listener, message)
+
+    assert str(tally) == f"won {events}"
+    assert plant.effects() == {f"k{i}": 1 for i in range(events)}
+
+
+def test_a_commit_that_is_never_confirmed_is_looked_up(plant, monkeypatch):
+    """G2: it did last, and the ledger says whose it is."""
+    monkeypatch.setattr("workers.transaction.COMMIT_RETRY_S", 0.2)
+    listener = plant.listener("listener-1", count_effect)
+    message = plant.accept(entry("a"))
+
+    with told_to_fail(plant, "commitTransaction", NOT_CONFIRMED, ALWAYS):
+        tally = process(listener, message)
+
+    assert str(tally) == "won 1"
+    assert plant.effects() == {"a": 1}
+
+
+def test_a_commit_that_never_arrives_is_left_and_done_again(plant, monkeypatch):
+    """G1, G5"""
+    monkeypatch.setattr("workers.transaction.COMMIT_RETRY_S", 0.2)
+    listener = plant.listener("listener-1", count_effect)
+    message = plant.accept(entry("a"))
+
+    with told_to_fail(plant, "commitTransaction", CUT, ALWAYS):
+        tally = process(listener, message)
+
+    assert str(tally) == "left 1"
+    assert plant.failures() == {}
+    assert str(process(listener, message)) == "won 1"
+    assert plant.effects() == {"a": 1}
+
+
+def test_a_failure_that_no_majority_confirms_is_left(plant):
+    """G1: the batch stays until the failure is known to be stored."""
+    listener = plant.listener("listener-1", failing)
+    message = plant.accept(entry("a"))
+
+    with told_to_fail(plant, "findAndModify", NOT_CONFIRMED, ALWAYS):
+        tally = process(listener, message)
+
+    assert str(tally) == "left 1"
+    assert plant.inbox.size() == 1
+    assert plant.claim_states() == {}
+
+
+def failing(_event: Any, _context: Any) -> None:
+    raise ValueError("no")
+
+
+def test_a_lost_connection_in_a_handler_s_own_call_is_no_attempt(plant):
+    """G5: the transaction is begun again."""
+    listener = plant.listener("listener-1", count_effect)
+    message = plant.accept(entry("a"))
+
+    with told_to_fail(plant, "update", CUT, ONCE):
+        tally = process(listener, message)
+
+    assert str(tally) == "won 1"
+    assert plant.effects() == {"a": 1}
+    assert plant.failures() == {}
