@@ -12,7 +12,7 @@ CODE := app workers broadcaster
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo up test faults test-containers lint format types imports check lock clean
+.PHONY: help setup demo up test faults chaos test-containers lint format types imports check lock clean
 
 help: ## List the targets.
 	@echo "usage: make TARGET   (PYTHON=python3.12 picks the interpreter, VENV=folder the environment)"
@@ -46,6 +46,9 @@ test: $(STAMP) ## All tests but the fault suite, a few minutes (ARGS="-k claim" 
 
 faults: $(STAMP) ## The fault suite: kills, pauses and cuts on real processes and servers.
 	@$(BIN)/pytest tests/faults $(ARGS)
+
+chaos: $(STAMP) ## Random faults for MINUTES=10 with SEED=1 while events come in; prints what it does, audits at the end.
+	@DEDUP_CHAOS_MINUTES=$(or $(MINUTES),10) DEDUP_CHAOS_SEED=$(or $(SEED),1) $(BIN)/pytest tests/faults/test_chaos.py -q $(ARGS)
 
 test-containers: $(STAMP) ## The tests that need a Docker engine: the image, docker-compose.yml, pytest-celery, a fresh machine.
 	@$(BIN)/pytest -m containers tests/celery tests/containers $(ARGS)
