@@ -1,0 +1,222 @@
+"""Handlers: declared, found, matched; what they may return."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.errors import HandlerSetupError
+from workers import handlers
+from workers.handlers import MAX_RESULT_BYTES, Handler, Registry, ResultRefused, checked_result, handler, load_handlers, matches, overlap
+
+
+@pytest.fixture(autouse=True)
+def empty_registry(monkeypatch) -> Iterator[Registry]:
+    """No test sees what another one declared."""
+    registry = Registry()
+    monkeypatch.setattr(handlers, "registry", registry)
+    return registry
+
+
+class TestDeclaring:
+    def test_the_function_stays_what_it_was(self, empty_registry):
+        def function(event, context):
+            return 7
+
+        assert handler("flight.departed")(function) is function
+        [declared] = empty_registry
+        assert (declared.pattern, declared.at_least_once, declared.is_async) == ("flight.departed", False, False)
+        assert declared.name.endswith("function")
+
+    def test_async_and_at_least_once(self, empty_registry):
+        @handler("t", at_least_once=True, name="mine")
+        async def function(event, context):
+            pass
+
+        [declared] = empty_registry
+        assert (declared.name, declared.at_least_once, declared.is_async) == ("mine", True, True)
+
+    def test_two_of_one_name_are_refused(self):
+        handler("a", name="same")(lambda _event, _context: None)
+        with pytest.raises(HandlerSetupError, match="two handlers are named 'same'"):
+            handler("b", name="same")(lambda _event, _context: None)
+
+    @pytest.mark.parametrize("function", [lambda: 0, lambda _event: 0, lambda _a, _b, _c: 0])
+    def test_a_function_of_other_arguments_is_refused(self, function):
+        with pytest.raises(HandlerSetupError, match="must take two arguments"):
+            handler("t")(function)
+
+    def test_without_a_type_it_is_refused(self):
+        with pytest.raises(HandlerSetupError, match="needs an event type"):
+
+            @handler
+            def function(event, context):
+                pass
+
+        with pytest.raises(HandlerSetupError, match="needs an event type"):
+            handler("")
+
+    def test_handlers_of_a_type_come_in_the_order_of_their_declaration(self):
+        registry = Registry()
+        for name, pattern in (("1", "a.*"), ("2", "*"), ("3", "b"), ("4", "a.b")):
+            registry.add(Handler(name=name, pattern=pattern, function=lambda _event, _context: None))
+        assert [h.name for h in registry.for_type("a.b")] == ["1", "2", "4"]
+        registry.add(Handler(name="5", pattern="a.b", function=lambda _event, _context: None))
+        assert [h.name for h in registry.for_type("a.b")] == ["1", "2", "4", "5"]
+
+
+class TestLoading:
+    @pytest.fixture
+    def module(self, tmp_path: Path, monkeypatch):
+        """Writes a module, and gives its name."""
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.chdir(tmp_path)
+        made = []
+
+        def write(text: str) -> str:
+            name = f"handlers_of_a_test_{len(made)}"
+            (tmp_path / f"{name}.py").write_text(text)
+            made.append(name)
+            return name
+
+        yield write
+        for name in made:
+            sys.modules.pop(name, None)
+
+    def test_a_module_that_declares_some(self, module, empty_registry):
+        load_handlers([module("from workers import handler\n@handler('t')\ndef count(event, context): pass\n")])
+        assert [h.name for h in empty_registry] == ["handlers_of_a_test_0.count"]
+
+    @pytest.mark.parametrize(
+        ("text", "told"),
+        [
+            ("import a_package_that_is_not_there", "ModuleNotFoundError: No module named 'a_package_that_is_not_there'"),
+            ("def (", "SyntaxError"),
+            ("1 / 0", "ZeroDivisionError: division by zero"),
+        ],
+    )
+    def test_one_that_does_not_import_is_named_in_one_sentence(self, module, text, told):
+        name = module(text)
+        with pytest.raises(HandlerSetupError) as caught:
+            load_handlers([name])
+        assert name in str(caught.value)
+        assert told in str(caught.value)
+
+    def test_one_that_is_not_there(self):
+        with pytest.raises(HandlerSetupError, match=r"'no\.such\.module' \(DEDUP_HANDLERS\) does not import"):
+            load_handlers(["no.such.module"])
+
+    def test_plain_and_async_that_may_meet_in_one_event_are_refused(self, module):
+        text = "from workers import handler\n@handler('a.*')\ndef f(e, c): pass\n@handler('*.b')\nasync def g(e, c): pass\n"
+        with pytest.raises(HandlerSetupError, match="cannot share a transaction"):
+            load_handlers([module(text)])
+
+    def test_plain_and_async_that_never_meet_are_fine(self, module, empty_registry):
+        text = (
+            "from workers import handler\n@handler('a.*')\ndef f(e, c): pass\n@handler('b.*')\nasync def g(e, c): pass\n"
+            "@handler('a.*', at_least_once=True)\nasync def h(e, c): pass\n"
+        )
+        load_handlers([module(text)])
+        assert len(list(empty_registry)) == 3
+
+
+class TestMatching:
+    @pytest.mark.parametrize(
+        ("pattern", "type_", "expected"),
+        [
+            ("flight.departed", "flight.departed", True),
+            ("flight.departed", "flight.departed2", False),
+            ("flight.*", "flight.departed", True),
+            ("flight.*", "flight.", True),
+            ("flight.*", "flight", False),
+            ("*", "", True),
+            ("*.b", "a.b", True),
+            ("a*b*c", "abc", True),
+            ("a*b*c", "a--b--c", True),
+            ("a*b*c", "acb", False),
+            ("ab*ba", "aba", False),
+            ("a?c", "abc", False),
+            ("a[bc]", "ab", False),
+            ("a.c", "abc", False),
+        ],
+    )
+    def test_only_the_star_is_special(self, pattern, type_, expected):
+        assert matches(pattern, type_) is expected
+
+    @given(st.text("ab*", max_size=6), st.text("ab", max_size=6))
+    def test_as_a_plain_search_would(self, pattern, type_):
+        def search(p: str, t: str) -> bool:
+            if not p:
+                return not t
+            if p[0] == "*":
+                return search(p[1:], t) or (bool(t) and search(p, t[1:]))
+            return bool(t) and p[0] == t[0] and search(p[1:], t[1:])
+
+        assert matches(pattern, type_) == search(pattern, type_)
+
+    @given(st.text("ab*", max_size=5), st.text("ab*", max_size=5), st.text("ab", max_size=6))
+    def test_what_fits_both_overlaps(self, one, other, type_):
+        if matches(one, type_) and matches(other, type_):
+            assert overlap(one, other)
+
+    @given(st.text("ab*", max_size=4), st.text("ab*", max_size=4))
+    def test_what_overlaps_has_a_type_that_fits_both(self, one, other):
+        from itertools import product
+
+        types = ("".join(letters) for length in range(9) for letters in product("ab", repeat=length))
+        assert overlap(one, other) == any(matches(one, t) and matches(other, t) for t in types)
+
+
+class TestResults:
+    @pytest.mark.parametrize(
+        ("results", "kept"),
+        [
+            ([], None),
+            ([None, None], None),
+            ([None, 7, None], 7),
+            ([0], 0),
+            ([False], False),
+            ([""], ""),
+            ([1, "a"], [1, "a"]),
+            ([(1, 2)], [1, 2]),
+            ([{1: "a"}], {"1": "a"}),
+            ([2**63 - 1], 2**63 - 1),
+        ],
+    )
+    def test_what_is_kept(self, results, kept):
+        found = checked_result(results)
+        assert found == kept
+        assert type(found) is type(kept)
+
+    @pytest.mark.parametrize(
+        "result",
+        [object(), {1}, b"bytes", float("nan"), float("inf"), 2**63, {"a": {"b": [2**64]}}, "\ud800", {"a\x00": 1}, {"\ud800": 1}],
+        ids=repr,
+    )
+    def test_what_is_refused(self, result):
+        with pytest.raises(ResultRefused):
+            checked_result([result])
+
+    def test_too_deep(self):
+        deep: list[object] = []
+        for _ in range(200):
+            deep = [deep]
+        with pytest.raises(ResultRefused):
+            checked_result([deep])
+
+    def test_too_deep_to_be_read_at_all(self):
+        deep: list[object] = []
+        for _ in range(100_000):
+            deep = [deep]
+        with pytest.raises(ResultRefused):
+            checked_result([deep])
+        while deep:  # taken apart by hand: the interpreter's own way recurses
+            deep = deep[0]  # type: ignore[assignment]
+
+    def test_size(self):
+        assert checked_result(["x" * (MAX_RESULT_BYTES - 2)])
+        with pytest.raises(ResultRefused, match="too large"):
+            checked_result(["x" * (MAX_RESULT_BYTES - 1)])
