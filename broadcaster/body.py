@@ -1,7 +1,8 @@
 """Reading requests' bodies without ever holding more of them than the limits allow.
 
-Guarantees: of one body never more than its limit is held, packed or unpacked; of one client's never more than half of the budget, so
-that nobody can use it up alone; of all together never more than the budget. A gzip bomb costs no more than a body of the limit.
+Guarantees: of one body never more than its limit is held, packed or unpacked; of one client's never more than half of the budget, or
+three quarters with small ones, so that nobody can use it up alone, and large bodies of an address leave room for its small ones; of all
+together never more than the budget. A gzip bomb costs no more than a body of the limit.
 """
 
 import asyncio
@@ -20,6 +21,7 @@ READ_TIMEOUT_S = 30.0
 """A body that has not arrived by then is given up: a client must not hold a connection by sending slowly."""
 BUDGET_BYTES = 64 * 1024 * 1024
 """Bodies of all requests under way; the objects read from them take several times as much."""
+SMALL_BYTES = 64 * 1024
 INLINE_BYTES = 16 * 1024
 """Bodies up to this size are unpacked and read in the event loop; longer ones in a thread, so that nobody waits for them."""
 STEP_BYTES = 1024 * 1024
@@ -34,6 +36,7 @@ class Budget:
     def __init__(self, limit: int = BUDGET_BYTES) -> None:
         self._free = limit
         self._client_limit = limit // 2
+        self._small_limit = limit // 4 * 3
         self._by_client: Counter[str] = Counter()
         self._closed = False
         self._reading: set[asyncio.Timeout] = set()
@@ -73,15 +76,15 @@ class Budget:
         for reading in self._reading:
             reading.reschedule(asyncio.get_running_loop().time())
 
-    def take(self, size: int, client: str) -> None:
-        """Take some.
+    def take(self, size: int, client: str, *, small: bool) -> None:
+        """Take some, for a request that is still small or not.
 
         Raises:
             InboxFull: nothing is left.
         """
         if size > self._free:
             raise InboxFull("more requests arrive at a time than fit into memory")
-        if self._by_client[client] + size > self._client_limit:
+        if self._by_client[client] + size > (self._small_limit if small else self._client_limit):
             raise InboxFull("more requests of this client arrive at a time than one client may have under way")
         self._free -= size
         self._by_client[client] += size
@@ -104,7 +107,7 @@ class Share:
 
     def take(self, size: int) -> None:
         """Take more; raises as :meth:`Budget.take`."""
-        self.budget.take(size, self._client)
+        self.budget.take(size, self._client, small=self.taken + size <= SMALL_BYTES)
         self.taken += size
 
     def give(self, size: int) -> None:

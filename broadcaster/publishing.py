@@ -7,7 +7,7 @@
 
 Guarantees: whatever a client sends, it gets an acknowledgement and never an exception; at most ``MAX_UNDER_WAY`` of one client are under
 way, and their bytes count like those of HTTP bodies; a client that goes away has published all the same. Not guaranteed: that a client
-that sends one name twice in an object is told so, as it is at the other doors: the last one counts.
+that sends one name twice in an object of a short packet is told so, as it is at the other doors: the last one counts.
 """
 
 from collections import Counter
@@ -16,12 +16,13 @@ from typing import Any
 import structlog
 
 from app.errors import DedupError, InvalidEvent, RateLimited
-from app.events.parsing import EventParser
+from app.events.event import Event
+from app.events.parsing import WRONG_ARGUMENTS, EventParser
 from broadcaster.answers import receipt_view
 from broadcaster.problems import words_of
 from broadcaster.reception import Reception
 from broadcaster.refusals import Refusals
-from broadcaster.sockets import SocketServer, packet_bytes
+from broadcaster.sockets import SocketServer, Unread, packet_bytes
 
 NAMESPACE = "/"
 EVENT = "publish"
@@ -62,20 +63,24 @@ class Publishing:
         self._reception.enter(client)
         if self._under_way[sid] >= MAX_UNDER_WAY:
             raise RateLimited(f"{MAX_UNDER_WAY} publishes of this client are under way: wait for their answers", retry_after_s=1)
-        if len(arguments) != 1 or not isinstance(arguments[0], dict | list):
-            raise InvalidEvent("publish takes one event, or a list of events")
-        items = arguments[0] if isinstance(arguments[0], list) else [arguments[0]]
         size = packet_bytes.get()
         self._under_way[sid] += 1
         try:
             with self._reception.budget.share(client) as share:
                 share.take(size)
-                receipt = await self._reception.accept(lambda: self._parser.values(items), size, client=client, door="socketio")
+                receipt = await self._reception.accept(lambda: self._read(arguments), size, client=client, door="socketio")
         finally:
             self._under_way[sid] -= 1
             if not self._under_way[sid]:
                 del self._under_way[sid]
         return receipt_view(receipt)
+
+    def _read(self, arguments: tuple[Any, ...]) -> list[Event]:
+        if len(arguments) == 1 and isinstance(arguments[0], Unread):
+            return self._parser.argument(arguments[0].text.encode("utf-8", "surrogatepass"))
+        if len(arguments) != 1 or not isinstance(arguments[0], dict | list):
+            raise InvalidEvent(WRONG_ARGUMENTS)
+        return self._parser.values(arguments[0] if isinstance(arguments[0], list) else [arguments[0]])
 
     def _refusal(self, client: str, words: dict[str, Any]) -> dict[str, Any]:
         self._refusals.note("publish", str(words["status"]), client=client, detail=words["detail"])

@@ -95,13 +95,14 @@ class Throttle(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether a line is to be written; one that is says how many were not."""
         now = self._clock()
-        said_at, kept_back = self._said.get(record.msg, (float("-inf"), 0))
+        text = str(record.msg).partition("\n")[0]
+        said_at, kept_back = self._said.get(text, (float("-inf"), 0))
         if now - said_at < SAY_EVERY_S:
-            self._said[record.msg] = (said_at, kept_back + 1)
+            self._said[text] = (said_at, kept_back + 1)
             return False
         if len(self._said) >= 1_000:  # texts with something of the client's in them
             self._said.clear()
-        self._said[record.msg] = (now, 0)
+        self._said[text] = (now, 0)
         if kept_back:
             record.msg = f"{record.msg} ({kept_back} more were not written)"
         return True

@@ -8,6 +8,7 @@ ends; all within ``END_S``, or the process is cut off, which harms nothing that 
 
 import asyncio
 import errno
+import functools
 import gc
 import logging
 import os
@@ -36,6 +37,7 @@ from app.stores.mongo import connect
 from broadcaster import problems
 from broadcaster.doors import Doors
 from broadcaster.emitter import Emitter
+from broadcaster.frames import BoundedWebSocket
 from broadcaster.guard import Guard
 from broadcaster.heads import BoundedHeads
 from broadcaster.ingress import Ingress, Stored
@@ -140,12 +142,15 @@ class Server(uvicorn.Server):
     """uvicorn, with a goodbye to Socket.IO clients and an end that comes in time."""
 
     def __init__(self, broadcaster: Broadcaster, listening: socket.socket, settings: Settings) -> None:
+        def rubbish(client: str, why: str) -> None:
+            broadcaster.refusals.note("connection", "rubbish", client=client, detail=why)
+
         super().__init__(
             uvicorn.Config(
                 broadcaster.asgi,
                 lifespan="on",
-                http=BoundedHeads,
-                ws="websockets-sansio",
+                http=functools.partial(BoundedHeads, on_rubbish=rubbish),  # type: ignore[arg-type]  # called, nothing else
+                ws=functools.partial(BoundedWebSocket, on_rubbish=rubbish),  # type: ignore[arg-type]  # the same
                 log_config=None,
                 access_log=False,
                 proxy_headers=False,

@@ -11,9 +11,11 @@ the main one, then a JSON list; ``51-`` an event with one binary attachment, whi
 
 import asyncio
 import logging
+import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import engineio
@@ -29,6 +31,9 @@ FLOOD = 2
 MAX_ATTACHMENTS = 16
 POLL_PACKETS = 15
 """Packets of one poll: client libraries take more than 16 in one payload for an attack."""
+READ_LATER_CHARACTERS = 16 * 1024
+_LATER = re.compile(r'2(?P<id>[0-9]{0,15})\["(?P<name>publish)",').match
+_RESERVED = frozenset({"connect", "disconnect", "connect_error"})
 SEND_TIMEOUT_S = 15.0
 MAX_CLIENT_PACKET = 1_000_000
 """Largest packet from a client, in bytes."""
@@ -94,6 +99,28 @@ class _EngineServer(engineio.AsyncServer):  # type: ignore[misc]  # untyped libr
         return PacketQueue()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unread:
+    """The arguments of a long event as they came: a JSON array, but for the event's name."""
+
+    text: str
+
+
+class _Packet(socketio.packet.Packet):  # type: ignore[misc]  # untyped library
+    """A packet that leaves long events of one name unread: reading them is a thread's business."""
+
+    def decode(self, encoded_packet: str) -> int:
+        """Read a packet; the number of its attachments."""
+        if len(encoded_packet) > READ_LATER_CHARACTERS and (found := _LATER(encoded_packet)):
+            self.packet_type = socketio.packet.EVENT
+            self.namespace = None
+            self.id = int(found["id"]) if found["id"] else None
+            self.data = [found["name"], Unread(text="[" + encoded_packet[found.end() :])]
+            return 0
+        attachments: int = super().decode(encoded_packet)
+        return attachments
+
+
 packet_bytes: ContextVar[int] = ContextVar("packet_bytes", default=0)
 """Length of the packet that a handler was called for, attachments included."""
 
@@ -117,6 +144,7 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]  # untyped libra
             engineio_logger=logging.getLogger("engineio"),
             max_http_buffer_size=MAX_CLIENT_PACKET,
             namespaces=["/", "/bridge"],
+            serializer=_Packet,
         )
         self._on_rubbish = on_rubbish
         self._clients: Counter[str] = Counter()
@@ -217,6 +245,8 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]  # untyped libra
     async def _handle_event(self, eio_sid: str, namespace: str | None, id: int | None, data: Any) -> None:
         if not (isinstance(data, list) and data and isinstance(data[0], str)):
             raise ValueError("an event without a name")
+        if data[0] in _RESERVED:
+            raise ValueError("an event with a reserved name")  # the library would call our handlers of connections
         sid = self.manager.sid_from_eio_sid(eio_sid, namespace or "/")
         if sid is None or not self.manager.is_connected(sid, namespace or "/"):
             return  # the library says so in the log each time; it was refused, or has left
@@ -251,7 +281,7 @@ class CutStalledClients:
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         if scope["type"] != "websocket":
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, _unless_gone(send) if scope["type"] == "http" else send)
             return
         loop = asyncio.get_running_loop()
         scope["cut"] = lambda: _cut(send)
@@ -264,6 +294,20 @@ class CutStalledClients:
                 timer.cancel()
 
         await self._app(scope, receive, send_or_cut)
+
+
+def _unless_gone(send: Send) -> Send:
+    """A ``send`` to which a client that has just gone is no error; uvloop knows of it before uvicorn does."""
+
+    async def send_unless_gone(message: Message) -> None:
+        try:
+            await send(message)
+        except RuntimeError:
+            transport = getattr(getattr(send, "__self__", None), "transport", None)
+            if transport is None or not transport.is_closing():
+                raise
+
+    return send_unless_gone
 
 
 def _cut(send: Send) -> None:

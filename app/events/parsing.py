@@ -30,6 +30,7 @@ PLAIN = "application/json"
 STRUCTURED = "application/cloudevents+json"
 BATCH = "application/cloudevents-batch+json"
 IDEMPOTENCY_KEY = "Idempotency-Key"
+WRONG_ARGUMENTS = "publish takes one event, or a list of events"
 LONG_BYTES = 64 * 1024
 """Longer requests are read event by event: reading one as a whole would hold up all other threads for up to a third of a second."""
 
@@ -128,6 +129,25 @@ class EventParser:
         """
         self._checked(items, idempotency_key)
         return self._events(items, _read_any, idempotency_key)
+
+    def argument(self, text: bytes) -> list[Event]:
+        """Read the arguments of a message as JSON text: an array with one event, or with one array of events; otherwise as :meth:`values`.
+
+        Raises:
+            InvalidEvent: as in the module's docstring.
+        """
+        self._check_size(text)
+        arguments = elements(text)
+        if arguments is None:
+            decode(text)
+            raise InvalidEvent("the message is nested too deeply")
+        if len(arguments) != 1:
+            raise InvalidEvent(WRONG_ARGUMENTS)
+        only = bytes(arguments[0])
+        texts = elements(only) if is_array(only) else arguments
+        if texts is None or not only.startswith((b"[", b"{")):
+            raise InvalidEvent(WRONG_ARGUMENTS)
+        return self._events(self._read_apart(texts, None), _read_any, None)
 
     def _check_size(self, body: bytes) -> None:
         if len(body) > self._max_request_bytes:

@@ -1,6 +1,7 @@
 """Reading bodies within bounds: packed ones, bombs, and what one client may hold."""
 
 import asyncio
+import contextlib
 import gzip
 import zlib
 from collections.abc import Sequence
@@ -25,8 +26,8 @@ class Watched(Budget):
     most = 0
     taken = 0
 
-    def take(self, size: int, client: str) -> None:
-        super().take(size, client)
+    def take(self, size: int, client: str, *, small: bool) -> None:
+        super().take(size, client, small=small)
         self.taken += size
         self.most = max(self.most, self.taken)
 
@@ -124,15 +125,29 @@ def test_other_encodings_are_415(encoding):
 
 
 def test_no_client_uses_up_the_budget():
-    budget = Budget(1_000)
-    with budget.share("greedy") as first, budget.share("greedy") as second, budget.share("modest") as third:
-        first.take(300)
-        second.take(200)
+    kib = 1024
+    budget = Budget(1_000 * kib)
+    with (
+        budget.share("greedy") as first,
+        budget.share("greedy") as second,
+        budget.share("greedy") as small,
+        budget.share("modest") as third,
+    ):
+        first.take(300 * kib)
+        second.take(200 * kib)
         with pytest.raises(InboxFull, match="this client"):
             second.take(1)
-        third.take(500)
+        small.take(64 * kib)  # a small request of the same address still passes
+        with pytest.raises(InboxFull, match="this client"):
+            small.take(1)
+        third.take(436 * kib)
         with pytest.raises(InboxFull, match="fit into memory"):
             third.take(1)
-        first.give(300)
-        second.take(300)
-    assert (budget._free, dict(budget._by_client)) == (1_000, {})
+        first.give(300 * kib)
+        second.take(200 * kib)
+    assert (budget._free, dict(budget._by_client)) == (1_000 * kib, {})
+    with contextlib.ExitStack() as shares:
+        for _ in range(11):
+            shares.enter_context(budget.share("greedy")).take(64 * kib)
+        with pytest.raises(InboxFull, match="this client"):
+            shares.enter_context(budget.share("greedy")).take(64 * kib)
