@@ -147,14 +147,16 @@ class TestStoring:
         assert str(process(listener, plant.message([entry("b")], batch=message.batch))) == "won 1"
         assert plant.inbox.size() == 0
 
-    def test_one_key_twice_in_a_delivery(self, plant):
-        listener = plant.listener()
+    @pytest.mark.parametrize("handlers", [(), (count_effect,)], ids=["stored", "handled"])
+    def test_one_key_twice_in_a_delivery(self, plant, handlers):
+        listener = plant.listener("listener-1", *handlers)
         message = plant.accept(entry("a"), entry("b"))
         both = plant.message([entry("a"), entry("a"), entry("b")], batch=message.batch)
 
         process(listener, both)
 
         assert plant.ledger() == {"a": "d1", "b": "d1"}
+        assert plant.effects() == ({"a": 1, "b": 1} if handlers else {})
         assert plant.failures() == {}
 
 
@@ -496,6 +498,17 @@ class TestFailing:
 
         assert plant.failure("a")["attempts"] == 1
         assert "0.3 s" in plant.failure("a")["reason"]
+
+    def test_the_failure_is_stored_before_the_claim_is_given_back(self, plant):
+        """G3: nobody can win the event, and handle it, while its failure is not yet known."""
+        listener = plant.listener("listener-1", always(ValueError("no")))
+        seen = []
+        before(listener.failures, "record_attempt", lambda: seen.append(plant.claim_states()))
+        before(listener.claims_of("test"), "release", lambda: seen.append(plant.failures()))
+
+        process(listener, plant.accept(entry("a")))
+
+        assert seen == [{"a": "processing by listener-1"}, {("a", "d1"): "retrying"}]
 
     def test_a_loser_changes_neither_the_successor_s_claim_nor_its_failure(self, plant):
         """G3"""
