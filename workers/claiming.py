@@ -41,7 +41,7 @@ def claim(run: Run, events: list[Key3], sessions: Sessions, *, lease_ms: int) ->
         elif answer.outcome == "conflict":
             conflicting.append((event, answer))
         else:
-            run.tally.skip(answer.outcome, answer.owner)
+            run.tally.skip(answer.outcome, answer.owner, event[0])
     if won:
         run.log.debug("claim.won", events=len(won))
     return won, conflicting

@@ -51,7 +51,7 @@ def _record(run: Run, work: Work, problem: Problem, *, delay_ms: int | None, cou
     work.started = False
     if written:
         run.confirm([work.pair])
-        run.tally.fail("dead" if delay_ms is None else "retrying")
+        run.tally.fail("dead" if delay_ms is None else "retrying", entry.key)
         run.log.warning(
             "event.dead" if delay_ms is None else "event.failed",
             key=entry.key,
@@ -88,7 +88,7 @@ def quarantine(run: Run, conflicts: Sequence[tuple[Entry, str]]) -> None:
         ignore = run.runtime.policies.of(entry.type).on_conflict == "ignore"
         if committed is not None and entry.digest in committed.digests:
             run.confirm([(entry.key, entry.digest)])
-            run.tally.skip("done", committed.listener)
+            run.tally.skip("done", committed.listener, entry.key)
         elif committed is not None and ignore:
             _ignore(run, entry)
         elif committed is not None:
@@ -115,7 +115,7 @@ def _store_conflict(run: Run, entry: Entry, other_digest: str) -> None:
     more = {"reason": "same key, other content", "other_digest": other_digest}
     run.runtime.failures.record_final([(entry, run.origin(0), "conflict", more)])
     run.confirm([(entry.key, entry.digest)])
-    run.tally.fail("conflict")
+    run.tally.fail("conflict", entry.key)
     run.log.warning("event.conflict", key=entry.key, digest=entry.digest, other_digest=other_digest)
 
 
@@ -123,7 +123,7 @@ def _ignore(run: Run, entry: Entry) -> None:
     """Count the other content as refused by the committed one; left when that has gone meanwhile."""
     if run.runtime.ledger.reject(entry.key, entry.digest):
         run.confirm([(entry.key, entry.digest)])
-        run.tally.skip("ignored", "conflict")
+        run.tally.skip("ignored", "conflict", entry.key)
 
 
 def store_stale(run: Run, entries: Sequence[Entry]) -> None:
@@ -134,7 +134,7 @@ def store_stale(run: Run, entries: Sequence[Entry]) -> None:
     run.runtime.failures.record_final([(entry, run.origin(0), "stale", more) for entry in entries])
     run.confirm((entry.key, entry.digest) for entry in entries)
     for entry in entries:
-        run.tally.fail("stale")
+        run.tally.fail("stale", entry.key)
         run.log.warning("event.stale", key=entry.key)
     run.release([entry.key for entry in entries])
 

@@ -33,6 +33,7 @@ def process(runtime: Runtime, delivery: Delivery) -> Tally:
         What became of its events.
     """
     run = Run(runtime, delivery, runtime.claims_of(delivery.deployment))
+    run.tally.sample = runtime.outcomes.sample(delivery)
     events = delivery.events
     if any(runtime.handlers.for_type(kind) for kind in delivery.types):
         events = rotated(events, runtime.listener)
@@ -51,6 +52,7 @@ def process(runtime: Runtime, delivery: Delivery) -> Tally:
     finally:
         run.release(list(run.held))
     run.tally.left = len(events) - run.tally.won - run.tally.skipped - run.tally.failed
+    runtime.outcomes.tell(delivery.deployment, run.tally)
     return run.tally
 
 

@@ -23,6 +23,7 @@ from app.stores.pauses import Pauses
 from workers.ending import ending
 from workers.handlers import Registry, registry
 from workers.loop import LoopThread
+from workers.outcomes import Outcomes
 from workers.pace import Pace
 from workers.renewal import Renewal, kill_this_process
 
@@ -34,6 +35,7 @@ class Runtime:
     Attributes:
         unended: (key, digest, token) of solo runs that an outage ended, and whose start may still be counted in ``failures``.
         ending: whether this listener ends, and slices that have not begun are to be left.
+        outcomes: tells whoever has a live page open.
         alone: held while a suspect runs, so that only one at a time can take the process down.
     """
 
@@ -49,6 +51,7 @@ class Runtime:
     handlers: Registry
     renewal: Renewal
     pace: Pace
+    outcomes: Outcomes
     ending: Callable[[], bool] = lambda: False
     unended: list[tuple[str, str, int]] = field(default_factory=list)
     loop: LoopThread = field(default_factory=LoopThread)
@@ -70,11 +73,12 @@ class Runtime:
             PolicyError: the policy file is wrong.
         """
         db = mongo.connect(settings, role=listener)
+        redis = claims.connect(settings)
         return cls(
             settings=settings,
             listener=listener,
             db=db,
-            redis=claims.connect(settings),
+            redis=redis,
             inbox=Inbox(db),
             ledger=Ledger(db),
             failures=Failures(db),
@@ -83,6 +87,7 @@ class Runtime:
             handlers=handlers,
             renewal=Renewal(settings.renew_ms, hang_grace_s=settings.lease_ms / 1000, on_hang=kill_this_process if in_pool else None),
             pace=Pace(settings.slice_target_ms),
+            outcomes=Outcomes(redis, listener),
         )
 
     def claims_of(self, deployment: str) -> ClaimStore:
@@ -101,6 +106,7 @@ class Runtime:
     def close(self) -> None:
         """Close the clients."""
         self.renewal.close()
+        self.outcomes.close()
         if self._async_db is not None:
             self.loop.run(self._async_db.client.close())
         self.loop.close()

@@ -7,12 +7,14 @@
 import json
 import re
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
 _RESULT = "; result "
 _SHOWN_CHARACTERS = 200
 _COUNTS = re.compile(r"(won|skipped|failed|left) (\d+)")
+_RETRYING = re.compile(r"failed \d+ \(retrying\)")
 
 
 @dataclass(slots=True)
@@ -25,6 +27,7 @@ class Tally:
         failed: to be tried again, dead, or in conflict: now in ``failures``.
         left: given back unfinished, for the sweeper to send again.
         result: what the handler returned, where the task was about a single event that is done.
+        sample: keys whose outcome somebody watches; what became of them is in ``seen``, as ``(key, outcome, why)``.
     """
 
     won: int = 0
@@ -33,20 +36,33 @@ class Tally:
     by: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     result: Any = None
+    sample: frozenset[str] = frozenset()
+    seen: list[tuple[str, str, str]] = field(default_factory=list)
 
     @property
     def skipped(self) -> int:
         """Events that others have."""
         return self.by.total()
 
-    def skip(self, how: str, who: str) -> None:
-        """Count an event that ``who`` has: ``how`` is ``busy`` or ``done``."""
-        self.by[f"{how} {who}"] += 1
+    def win(self, keys: Collection[str]) -> None:
+        """Count events that were committed."""
+        self.won += len(keys)
+        if self.sample:
+            self.seen += [(key, "won", "") for key in keys if key in self.sample]
 
-    def fail(self, reason: str) -> None:
+    def skip(self, how: str, who: str, key: str) -> None:
+        """Count an event that ``who`` has: ``how`` is ``busy`` or ``done``."""
+        why = f"{how} {who}"
+        self.by[why] += 1
+        if key in self.sample:
+            self.seen.append((key, "skipped", why))
+
+    def fail(self, reason: str, key: str) -> None:
         """Count an event that went to ``failures``."""
         self.failed += 1
         self.reasons[reason] += 1
+        if key in self.sample:
+            self.seen.append((key, "failed", reason))
 
     def __str__(self) -> str:
         parts = []
@@ -74,7 +90,16 @@ def counts(text: str) -> dict[str, int]:
     return found
 
 
-def is_skip(text: str) -> bool:
-    """Whether the task won nothing and failed nothing: others have all of its events."""
+def ending(text: str) -> str:
+    """How the task ended: ``won`` when it won anything; else ``retrying`` when what failed is tried again, or ``failed``; else ``left``;
+    else ``skipped``: others have all of its events.
+    """
     found = counts(text)
-    return found["won"] == 0 and found["failed"] == 0 and found["skipped"] > 0
+    if found["won"] == 0 and found["failed"] and _RETRYING.search(text.partition(_RESULT)[0]):
+        return "retrying"
+    return next((name for name in ("won", "failed", "left") if found[name]), "skipped")
+
+
+def is_skip(text: str) -> bool:
+    """Whether others have all of the task's events."""
+    return ending(text) == "skipped"

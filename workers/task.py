@@ -1,4 +1,12 @@
-"""The Celery task, and how its outcome shows in Flower: a win is SUCCESS, a task that won nothing is SKIPPED.
+"""The Celery task, and how its outcome shows in Flower.
+
+| what the task did | state | result |
+|---|---|---|
+| won events, one or all | SUCCESS | ``won 250`` · ``won 3, skipped 246 (busy listener-2), failed 1 (retrying)`` |
+| won none, and some are dead, in conflict or stale | FAILURE | ``failed 1 (dead)`` · ``skipped 2 (done listener-1), failed 1 (conflict)`` |
+| won none, and those that failed are tried again | RETRY | ``failed 1 (retrying)`` |
+| won and failed none, left some unfinished | LEFT | ``left 250``: a server was away, the type is paused, or the listener ended |
+| others have all of them | SKIPPED | ``skipped 250 (done listener-1)`` |
 
 A loser acknowledges its copy at once: its events are in the inbox, and the sweeper guarantees them.
 """
@@ -20,25 +28,41 @@ from workers.runtime import current
 log = structlog.get_logger()
 
 
-class SkippingRequest(Request):
-    """A request whose end is sent as ``task-skipped`` when the task won nothing, and counted for the heartbeat."""
+_EVENT_OF = {
+    "won": "task-succeeded",
+    "failed": "task-failed",
+    "retrying": "task-retried",
+    "left": "task-left",
+    "skipped": "task-skipped",
+}
+
+
+class OutcomeRequest(Request):
+    """A request whose end is sent as what the task did with its events, and counted for the heartbeat."""
 
     def send_event(self, type: str, **fields: Any) -> None:
-        """Send a task event; ``task-succeeded`` becomes ``task-skipped`` when others have all events."""
+        """Send a task event; ``task-succeeded`` says only that the task has run, and becomes what it did."""
         name = type
         if name == "task-succeeded":
             text = str(fields.get("result", "")).strip("'\"")
-            fields["result"] = text
             workers.listener.count(tally.counts(text))
-            if tally.is_skip(text):
-                name = "task-skipped"
+            name = _EVENT_OF[tally.ending(text)]
+            if self._redelivered and name != "task-succeeded":
+                text = f"delivered again: {text}"  # the state that Flower shows may be that of the first time
+            fields["result"] = text
+            if name in ("task-failed", "task-retried"):
+                fields["exception"] = text
         super().send_event(name, **fields)
+
+    @property
+    def _redelivered(self) -> bool:
+        return bool((self.delivery_info or {}).get("redelivered"))
 
 
 class ProcessTask(Task[Any, Any]):
     """Base of the task, with its own request class."""
 
-    Request = SkippingRequest  # type: ignore[assignment]  # a class or its name; the stubs know the name only
+    Request = OutcomeRequest  # type: ignore[assignment]  # a class or its name; the stubs know the name only
 
 
 @app.task(name=PROCESS_TASK, base=ProcessTask, bind=True)
