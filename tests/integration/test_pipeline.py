@@ -318,6 +318,18 @@ class TestHandlers:
         assert seen == [{"a": 1}], "seen from outside before the commit"
         assert plant.ledger() == {"a": "d1"}
 
+    def test_an_at_least_once_handler_does_not_run_again_for_what_the_ledger_has(self, plant):
+        """G2: after FLUSHALL the pre-check knows, before any handler runs."""
+        ran = []
+        handlers = [Handler(name="h", pattern=TYPE, function=lambda event, _context: ran.append(event.key), at_least_once=True)]
+        message = plant.accept(entry("a"))
+        process(plant.listener("listener-1", *handlers), message)
+        plant.redis.flushdb()
+        plant.inbox.write([document_of(plant, message)])
+
+        assert str(process(plant.listener("listener-2", *handlers), message)) == "skipped 1 (done listener-1)"
+        assert ran == ["a"]
+
     def test_at_least_once_beside_a_transactional_one_runs_first(self, plant):
         order = []
         listener = plant.listener(
