@@ -96,7 +96,7 @@ class _BoundedWebSocket(WebSocket):
         try:
             return super().recv_data_frame(control_frame)
         except WebSocketPayloadException:
-            self.shutdown()  # the client gives the connection up, and leaves it open
+            WebSocket.shutdown(self)  # type: ignore[no-untyped-call]  # the client gives the connection up, and leaves it open
             raise
 
 

@@ -44,7 +44,7 @@ def test_bridge_killed_mid_fan_out(system: System) -> None:
     """G1: a bridge that dies between two listeners' copies leaves nothing unsent: another one's sweeper finds the rest."""
     broker = urlsplit(system.settings.broker_url)
     assert broker.port
-    with Proxy(broker.port, stop_before=b"LPUSH\r\n$17\r\nevents.listener-2") as cable:
+    with Proxy(broker.port) as cable:
         through = system.settings.broker_url.replace(f":{broker.port}/", f":{cable.url_port}/")
         system.start_broadcaster()
         first = system.start_bridge("bridge-1", env={"DEDUP_BROKER_URL": through})
@@ -52,7 +52,10 @@ def test_bridge_killed_mid_fan_out(system: System) -> None:
             system.start_listener(name)
         system.await_listeners(3)
         eventually(lambda: "bridge.connected" in said(first) and "bridge.active" in said(first), 20, first.log_tail)
+        system.await_fan_out("listener-1", "listener-2", "listener-3")
+        before = listeners_said(system.folder).count("/listener-1] received")
 
+        cable.stop_before = b"LPUSH\r\n$17\r\nevents.listener-2"
         for _ in range(10):
             system.accept(events(5))
         assert cable.stopped_at.wait(10), "the fan-out has begun"
@@ -60,8 +63,9 @@ def test_bridge_killed_mid_fan_out(system: System) -> None:
     system.start_bridge("bridge-2")
     system.await_finished()
     system.audit()
-    assert "/listener-1]" in listeners_said(system.folder), "the first listener had its copy"
-    assert "/recovery]" in listeners_said(system.folder), "the sweeper sent what was never fanned out"
+    received = [line for line in listeners_said(system.folder).splitlines() if " received" in line]
+    assert sum("/listener-1]" in line for line in received) == before + 1, "the first listener had its copy of the first batch"
+    assert any("+4/recovery]" in line for line in received), "the sweeper sent what was never fanned out"
 
 
 def test_broadcaster_killed_after_accept_before_emit(system: System, link: Proxy) -> None:

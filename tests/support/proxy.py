@@ -11,18 +11,14 @@ class Proxy:
 
     Attributes:
         url_port: where it listens.
+        stop_before: of what clients send, pass on only what comes before these bytes; from then on nothing passes either way.
         stopped_at: set once ``stop_before`` has been seen.
     """
 
-    def __init__(self, port: int, *, stop_before: bytes | None = None) -> None:
-        """Listen.
-
-        Args:
-            port: where to pass on to, on this machine.
-            stop_before: of what clients send, pass on only what comes before these bytes; from then on nothing passes either way.
-        """
+    def __init__(self, port: int) -> None:
+        """Listen, and pass everything on to this port of this machine."""
         self._port = port
-        self._stop_before = stop_before
+        self.stop_before: bytes | None = None
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.url_port: int = self._listening.getsockname()[1]
         self.stopped_at = threading.Event()
@@ -70,8 +66,8 @@ class Proxy:
                 continue
             with self._lock:
                 self._open |= {client, server}
-            threading.Thread(target=self._pass_on, args=(client, server, self._stop_before), daemon=True).start()
-            threading.Thread(target=self._pass_on, args=(server, client, None), daemon=True).start()
+            threading.Thread(target=self._pass_on, args=(client, server, True), daemon=True).start()
+            threading.Thread(target=self._pass_on, args=(server, client, False), daemon=True).start()
 
     def _connected(self) -> socket.socket | None:
         try:
@@ -81,11 +77,11 @@ class Proxy:
         server.settimeout(None)
         return server
 
-    def _pass_on(self, giver: socket.socket, taker: socket.socket, stop_before: bytes | None) -> None:
+    def _pass_on(self, giver: socket.socket, taker: socket.socket, from_client: bool) -> None:
         with contextlib.suppress(OSError):
             while data := giver.recv(65_536):
-                if stop_before is not None and stop_before in data:
-                    taker.sendall(data[: data.index(stop_before)])
+                if from_client and self.stop_before is not None and self.stop_before in data:
+                    taker.sendall(data[: data.index(self.stop_before)])
                     self._swallowing.set()
                     self.stopped_at.set()
                 elif not self._swallowing.is_set():
