@@ -62,7 +62,7 @@ format: $(STAMP) ## Mend style and formatting where ruff can.
 	@$(BIN)/ruff format .
 
 types: $(STAMP) ## Types (mypy --strict).
-	@$(BIN)/mypy $(CODE) celeryconfig.py
+	@$(BIN)/mypy $(CODE) celeryconfig.py tests/celery/local_nodes.py
 
 imports: $(STAMP) ## Which package may import which (import-linter).
 	@$(BIN)/lint-imports --no-logo

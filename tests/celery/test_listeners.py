@@ -1,0 +1,92 @@
+"""Listeners as pytest-celery's workers: who wins, who skips, and what happens when one of them or the broker goes."""
+
+from app.naming import RECOVERY_QUEUE
+from tests.celery.setup import DedupTestSetup
+from tests.support.system import events
+from tests.support.waiting import eventually
+
+NAMES = {"listener-1", "listener-2", "listener-3"}
+
+
+def total(setup: DedupTestSetup, what: str) -> int:
+    """How many copies all listeners have won, skipped or failed."""
+    return sum(listener[what] for listener in setup.listeners().values())
+
+
+def test_workers_are_listeners_and_each_event_has_one_winner(celery_setup: DedupTestSetup):
+    """G2: each of three workers gets every event on a queue of its own; one wins it, two skip it."""
+    assert celery_setup.ready(control=True)
+    queues = celery_setup.app.control.inspect(timeout=2).active_queues()
+    assert {worker.hostname() for worker in celery_setup.worker_cluster} == queues.keys()
+    for worker in celery_setup.worker_cluster:
+        assert {queue["name"] for queue in queues[worker.hostname()]} == {worker.worker_queue, RECOVERY_QUEUE}
+
+    eventually(lambda: total(celery_setup, "won") == celery_setup.ledger.count_documents({}), 10, celery_setup.listeners)
+    won, skipped = total(celery_setup, "won"), total(celery_setup, "skipped")
+
+    keys = celery_setup.accept(events(300), per_request=100)
+
+    celery_setup.await_finished()
+    eventually(lambda: total(celery_setup, "won") == won + 300, 10, celery_setup.listeners)
+    eventually(lambda: total(celery_setup, "skipped") == skipped + 600, 10, celery_setup.listeners)
+    celery_setup.audit()
+    assert celery_setup.ledger.count_documents({"_id": {"$in": keys}}) == 300
+    for worker in celery_setup.worker_cluster:
+        worker.assert_log_exists("succeeded in")
+
+
+def test_a_killed_worker_loses_nothing_and_comes_back(celery_setup: DedupTestSetup):
+    """G1, G2: SIGKILL of a worker amid its events loses none and repeats none; restarted, it gets copies again."""
+    worker = celery_setup.worker
+    celery_setup.accept(events(500))
+
+    worker.kill()
+    assert worker.container.status == "exited"
+    celery_setup.accept(events(500))
+    celery_setup.await_finished()
+    celery_setup.await_listeners(2)
+
+    worker.restart()
+    celery_setup.await_listeners(3)
+    celery_setup.await_copies()
+    celery_setup.audit()
+
+
+def test_a_broker_that_restarts(celery_setup: DedupTestSetup):
+    """G1, G2: the broker, which is also the claims' Redis, restarts amid the events; none is lost or repeated."""
+    celery_setup.accept(events(500))
+
+    celery_setup.broker.restart()
+    celery_setup.accept(events(500))
+
+    celery_setup.await_finished()
+    celery_setup.await_listeners(3)
+    celery_setup.await_copies()
+    celery_setup.audit()
+
+
+def test_the_events_of_a_dead_winner_are_taken_over(celery_setup: DedupTestSetup):
+    """G3, G4: a worker killed inside its handler's transaction leaves nothing behind, and another one takes its events over."""
+    celery_setup.accept(events(3, "fault.gate"))
+    dead = celery_setup.system.entered()
+    (worker,) = (node for node in celery_setup.worker_cluster if node.worker_name == dead)
+
+    worker.kill()
+    celery_setup.system.open_gate()
+
+    celery_setup.await_finished()
+    celery_setup.audit()
+    assert {document["listener"] for document in celery_setup.ledger.find({"type": "fault.gate"})} <= NAMES - {dead}
+    assert any("claim.taken_over" in node.logs() for node in celery_setup.worker_cluster if node is not worker)
+
+
+def test_retry_and_dead(celery_setup: DedupTestSetup):
+    """G5: what raises once is tried again; what always raises, or says that it never can, is dead, beside neighbours that are not."""
+    bad = [*events(1, "fault.mixed", do="raise"), *events(1, "fault.mixed", do="dead")]
+    celery_setup.accept([*bad, *events(48, "fault.mixed", do="raise", times=1)])
+
+    celery_setup.await_finished()
+    celery_setup.audit(failed=2)
+    dead = {failure["body"]["data"]["do"]: failure for failure in celery_setup.failures.find({"state": "dead"})}
+    assert {do: failure["attempts"] for do, failure in dead.items()} == {"raise": 3, "dead": 1}
+    assert {document["attempt"] for document in celery_setup.ledger.find({"type": "fault.mixed"})} == {2}
