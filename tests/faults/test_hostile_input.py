@@ -57,8 +57,8 @@ def test_attacked_at_a_door(attacked: tuple[ManagedProcess, str, str], attack: A
     )
     assert process.alive
     assert statuses == {202}
-    assert neighbour.usual_s() < 0.5
-    assert neighbour.slowest_s < 2.0
+    assert neighbour.usual_s() < 0.4
+    assert neighbour.slowest_s < 1.5
     assert most - before < MEMORY_BYTES
     with MongoClient(mongo_url) as client:
         stored = {e["key"] for d in client.get_default_database()["inbox"].find({}, {"events.key": 1}) for e in d["events"]}
