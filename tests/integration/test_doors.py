@@ -18,6 +18,7 @@ from pymongo.database import Database
 
 from app.embedded.process import ManagedProcess
 from app.embedded.servers import EmbeddedServers
+from app.publisher import Publisher, Refused
 from app.settings import Settings
 from tests.support.broadcasters import broadcaster_process
 from tests.support.servers import fresh_settings, remove_data
@@ -111,6 +112,18 @@ def test_packed_requests_are_refused_as_plain_ones(running: Running):
     assert status(b"{}") == (400, "application/problem+json")
     assert status(gzip.compress(b" " * 8 * 1024 * 1024)) == (400, "application/problem+json")
     assert status(gzip.compress(b" " * (8 * 1024 * 1024 + 1))) == (413, "application/problem+json")
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_the_publisher_of_python_producers(running: Running, compress: bool):
+    with Publisher(running.url, token=TOKEN, compress=compress) as publisher:
+        assert publisher.send(event(f"py-{compress}")) == [f"id~shop~py-{compress}"]
+        assert publisher.send_all(event(f"py-{compress}-{n}", data="x" * 500) for n in range(1_200)) == 1_200
+        with pytest.raises(Refused) as refused:
+            publisher.send_all([event(f"py-{compress}-last"), {"type": "order.paid"}])
+        assert (refused.value.status, refused.value.index, refused.value.field) == (422, 1, "id")
+    assert len(running.stored(f"id~shop~py-{compress}-1199")) == 1
+    assert not running.stored(f"id~shop~py-{compress}-last")
 
 
 # ------------------------------------------------------------------------------------------------------------- webhooks

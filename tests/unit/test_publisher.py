@@ -1,5 +1,6 @@
 """The publisher against a broadcaster that is a function."""
 
+import gzip
 import json
 from collections.abc import Callable, Iterator
 
@@ -7,7 +8,7 @@ import httpx
 import pytest
 
 from app.errors import PermanentError
-from app.publisher import NotTaken, Publisher, Refused
+from app.publisher import MAX_BODY_BYTES, NotTaken, Publisher, Refused
 
 Answer = httpx.Response | Exception
 
@@ -96,3 +97,108 @@ def test_something_else_that_answers_is_no_broadcaster(answer):
 def test_a_url_that_is_none_is_said():
     with Publisher("localhost:4000") as sending, pytest.raises(PermanentError, match="no URL of a broadcaster"):
         sending.send([b"{}"])
+
+
+# ----------------------------------------------------------------------------------------------------- any number of events
+
+
+def broadcaster(*, most: int = 500, wrong: int | None = None) -> tuple[Door, list[int]]:
+    """A door that takes requests of at most so many events, and refuses the event with one number; the numbers that it took."""
+    door = Door()
+    taken: list[int] = []
+
+    def answers() -> Iterator[httpx.Response]:
+        while True:
+            request = door.requests[-1]
+            content = gzip.decompress(request.content) if request.headers.get("Content-Encoding") == "gzip" else request.content
+            numbers = [event["n"] for event in json.loads(content)]
+            if len(numbers) > most:
+                yield problem(413, "too many")
+            elif wrong in numbers:
+                yield problem(422, "wrong", index=numbers.index(wrong), field="n")
+            else:
+                taken.extend(numbers)
+                yield accepted(*map(str, numbers))
+
+    door.answers = answers()
+    return door, taken
+
+
+@pytest.mark.parametrize("most", [1, 7, 500])
+@pytest.mark.parametrize("count", [0, 1, 500, 501, 1_203])
+def test_any_number_of_events_goes_in_requests_that_fit(most, count):
+    door, taken = broadcaster(most=most)
+    with publisher(door) as sending:
+        assert sending.send_all({"n": n} for n in range(count)) == count
+    assert taken == list(range(count))
+
+
+def test_requests_are_bounded_in_bytes_too():
+    door, taken = broadcaster()
+    with publisher(door) as sending:
+        assert sending.send_all({"n": n, "data": "x" * 100_000} for n in range(100)) == 100
+    assert max(len(request.content) for request in door.requests) < MAX_BODY_BYTES + 1_000
+    assert len(door.requests) == 3
+    assert taken == list(range(100))
+
+
+@pytest.mark.parametrize("most", [10, 500])
+def test_a_wrong_event_is_named_by_its_place_among_all(most):
+    door, taken = broadcaster(most=most, wrong=777)
+    with publisher(door) as sending, pytest.raises(Refused, match="wrong") as raised:
+        sending.send_all({"n": n} for n in range(1_000))
+    assert (raised.value.status, raised.value.index, raised.value.field) == (422, 777, "n")
+    assert taken == list(range(len(taken)))
+    assert 777 - most < len(taken) <= 777
+
+
+def test_an_event_that_is_too_large_by_itself_is_refused():
+    door, _ = broadcaster(most=0)
+    with publisher(door) as sending, pytest.raises(Refused) as raised:
+        sending.send_all([{"n": 1}, {"n": 2}])
+    assert (raised.value.status, raised.value.index) == (413, 0)
+
+
+def test_events_are_read_as_they_are_sent():
+    door, taken = broadcaster()
+    with publisher(door) as sending:
+        read = 0
+
+        def events() -> Iterator[dict[str, int]]:
+            nonlocal read
+            for n in range(2_000):
+                read += 1
+                assert read - len(taken) <= 501
+                yield {"n": n}
+
+        assert sending.send_all(events()) == 2_000
+
+
+def test_one_event_needs_no_list():
+    door = Door(accepted("k"), accepted("k"))
+    with publisher(door) as sending:
+        assert sending.send({"type": "a"}) == sending.send(b'{"type": "a"}') == ["k"]
+    assert door.bodies == [[{"type": "a"}]] * 2
+
+
+def test_long_requests_go_packed_and_are_repeated_as_they_were():
+    door = Door(problem(503, "full"), accepted("k"), accepted("k"))
+    with publisher(door, compress=True) as sending:
+        sending.send({"type": "a", "data": "x" * 10_000})
+        sending.send({"type": "a"})
+    first, again, short = door.requests
+    assert (first.headers["Content-Encoding"], len(first.content) < 500) == ("gzip", True)
+    assert first.content == again.content
+    assert json.loads(gzip.decompress(first.content)) == [{"type": "a", "data": "x" * 10_000}]
+    assert "Content-Encoding" not in short.headers
+
+
+def test_the_limit_of_a_client_is_met_by_waiting():
+    door = Door(httpx.Response(429, headers={"Retry-After": "3"}, json={"detail": "too fast"}), accepted("k"))
+    pauses: list[float] = []
+    with publisher(door, pauses=pauses) as sending:
+        sending.send({})
+    assert pauses == [3.0]
+    door = Door(httpx.Response(429, headers={"Retry-After": "3600"}, json={"detail": "too fast"}))
+    with publisher(door, pauses=pauses) as sending, pytest.raises(NotTaken, match="too fast"):
+        sending.send({})
