@@ -145,7 +145,7 @@ def test_a_busy_listener_never_looks_dead(system: System, pool: str) -> None:
 
     eventually(finished, 15, busy.log_tail, every_s=0.1)
     assert len(silences) > 10
-    assert max(silences) < 1_500
+    assert max(silences) < 2_000, "never silent for its grace"
     system.await_finished(10)
     system.audit()
     assert system.db.events.find_one()["attempt"] == 1
