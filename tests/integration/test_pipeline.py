@@ -603,6 +603,24 @@ class TestTakeover:
         assert plant.claim_states() == {"a": "done by listener-2", "b": "done by listener-2"}
         assert plant.failures() == {}
 
+    def test_an_owner_that_slept_through_its_successor_s_failure_runs_nothing(self, plant):
+        """G3: it was paused between its claim and the check; the claim is another's, though the failure says that it is due."""
+        ran = []
+        old = plant.listener("listener-1", lambda event, _context: ran.append(event.key))
+        new = plant.listener("listener-2", always(ValueError("the successor's")))
+        message = plant.accept(entry("a"), entry("b"))
+
+        def meanwhile():
+            plant.expire_leases()
+            process(new, plant.message([entry("a")], batch=message.batch))
+            plant.make_due()
+
+        before(old.failures, "of_keys", meanwhile)
+
+        assert str(process(old, message)) == "won 1, left 1"
+        assert ran == ["b"]
+        assert (plant.failure("a")["attempts"], plant.failure("a")["listener"]) == (1, "listener-2")
+
     def test_what_was_taken_over_is_suspect_and_runs_alone_after_its_start_is_counted(self, plant):
         """G5"""
         seen = []
