@@ -24,6 +24,7 @@ from app.settings import Settings
 from broadcaster.answers import Json, receipt_view
 from broadcaster.ingress import Ingress
 from broadcaster.limits import client_of
+from broadcaster.problems import RESPONSES
 from broadcaster.reception import Reception
 
 MAX_BURST = 10_000
@@ -48,7 +49,7 @@ class Doors:
 
     def router(self) -> APIRouter:
         """The routes."""
-        router = APIRouter()
+        router = APIRouter(responses=RESPONSES)
         router.add_api_route("/events", self.publish, methods=["POST"], status_code=202, openapi_extra=_EVENTS_BODY)
         router.add_api_route("/burst", self.burst, methods=["POST"], status_code=202, openapi_extra=_BURST_BODY)
         return router
@@ -121,15 +122,36 @@ _BURST_BODY: dict[str, Any] = {
     }
 }
 
+_TEXT: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": 128, "pattern": "^[ -~]+$"}
+_TIME: dict[str, Any] = {"type": "string", "format": "date-time"}
+_PLAIN: dict[str, Any] = {
+    "type": "object",
+    "properties": {"type": _TEXT, "source": _TEXT, "id": _TEXT, "time": _TIME, "data": {}},
+    "required": ["type"],
+    "additionalProperties": False,
+}
+_CLOUD: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "specversion": {"const": "1.0"},
+        "type": _TEXT,
+        "source": _TEXT,
+        "id": _TEXT,
+        "time": _TIME,
+        "subject": _TEXT,
+        "data": {},
+    },
+    "required": ["specversion", "type", "source", "id"],
+}
 _EVENTS_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
             media: {"schema": schema}
             for media, schema in (
-                ("application/json", {"type": ["object", "array"]}),
-                ("application/cloudevents+json", {"type": "object"}),
-                ("application/cloudevents-batch+json", {"type": "array", "items": {"type": "object"}}),
+                ("application/json", {"anyOf": [_PLAIN, {"type": "array", "items": _PLAIN, "minItems": 1, "maxItems": 500}]}),
+                ("application/cloudevents+json", _CLOUD),
+                ("application/cloudevents-batch+json", {"type": "array", "items": _CLOUD, "minItems": 1, "maxItems": 500}),
             )
         },
     }

@@ -30,6 +30,26 @@ RETRY_FULL_S = 10
 log = structlog.get_logger(__name__)
 
 
+_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "index": {"type": "integer", "minimum": 0},
+        "field": {"type": "string"},
+    },
+    "required": ["type", "title", "status", "detail"],
+    "additionalProperties": False,
+}
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    kind: {"description": what, "content": {"application/problem+json": {"schema": _SCHEMA}}}
+    for kind, what in (("4XX", "refused"), ("5XX", "unknown, or not taken"))
+}
+"""For routers: how every refusal looks in ``/openapi.json``."""
+
+
 def words_of(error: DedupError) -> dict[str, Any]:
     """``status`` and ``detail``; ``index``, ``field`` and ``retry_after_s`` where they are known."""
     words: dict[str, Any] = {"status": 422, "detail": str(error)}

@@ -11,6 +11,7 @@ give one. Its signature is checked before anything is read from the body.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.exceptions import HTTPException
@@ -20,6 +21,7 @@ from app.events.hooks import Hook
 from app.events.parsing import IDEMPOTENCY_KEY, EventParser
 from broadcaster.answers import Json, receipt_view
 from broadcaster.limits import client_of
+from broadcaster.problems import RESPONSES
 from broadcaster.reception import Reception
 from broadcaster.signatures import Verifier
 
@@ -52,8 +54,8 @@ class Webhooks:
 
     def router(self) -> APIRouter:
         """The route."""
-        router = APIRouter()
-        router.add_api_route(PREFIX + "{name}", self.take, methods=["POST"], status_code=202)
+        router = APIRouter(responses=RESPONSES)
+        router.add_api_route(PREFIX + "{name}", self.take, methods=["POST"], status_code=202, openapi_extra=_BODY)
         return router
 
     async def take(self, name: str, request: Request) -> Response:
@@ -98,3 +100,6 @@ def _headers(request: Request) -> dict[str, str]:
     for name, value in request.headers.items():
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return headers
+
+
+_BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {"application/json": {"schema": {}}}}}

@@ -102,17 +102,17 @@ def bytes_that_are_no_http(url: str) -> None:
         b"\0" * 1_000,
         b"GET",
         b"POST /events HTTP/1.1\r\nContent-Length: 5\r\n",
-        b"POST /events HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n{",
-        b"POST /events HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
-        b"POST /events HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n{}{}{}",
-        b"POST /events HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        b"POST /events HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-        b"POST /events HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffffff\r\n",
+        b"POST /events HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 5\r\n\r\n{",
+        b"POST /events HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: -1\r\n\r\n",
+        b"POST /events HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n{}{}{}",
+        b"POST /events HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /events HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"POST /events HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffffff\r\n",
         b"POST /events HTTP/9.9\r\n\r\n",
         b"POST \xff\xfe HTTP/1.1\r\nHost: \xff\r\n\r\n",
-        b"GET /events/%ff%00%2e%2e/ HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"GET /socket.io/?EIO=4&transport=websocket HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
-        b"GET /socket.io/?EIO=3&transport=polling HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /events/%ff%00%2e%2e/ HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+        b"GET /socket.io/?EIO=4&transport=websocket HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+        b"GET /socket.io/?EIO=3&transport=polling HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         *[noise.randbytes(noise.randrange(1, 3_000)) for _ in range(60)],
     ]
@@ -127,13 +127,13 @@ def heads_and_bodies_without_end(url: str) -> None:
         flood(connection, b"GET /stats HTTP/1.1\r\nX-A: " + b"x" * 65_536)
     for path in (b"/events", b"/hooks/open", b"/burst", b"/socket.io/?EIO=4&transport=polling&sid=x"):
         with connected(url) as connection:
-            sent_or_cut(connection, b"POST " + path + b" HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+            sent_or_cut(connection, b"POST " + path + b" HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n")
             flood(connection, b"10000\r\n" + b"x" * 0x10000 + b"\r\n", 0.5)
 
 
 def slow_bodies(url: str) -> None:
     """Bodies of almost the largest size that never end: they hold memory, and must not hold all of it."""
-    head = b"POST /events HTTP/1.1\r\nHost: x\r\nContent-Length: 8388608\r\n\r\n"
+    head = b"POST /events HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 8388608\r\n\r\n"
     with contextlib.ExitStack() as open_connections:
         for _ in range(10):
             connection = open_connections.enter_context(connected(url))
@@ -183,8 +183,8 @@ def wrong_signatures(url: str) -> None:
 def answers_that_nobody_reads(url: str) -> None:
     """Pipelined requests whose answers are left lying."""
     body = b'{"type":"flood","source":"s","id":"1"}'
-    publish = b"POST /events HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
-    for request in (publish, b"GET /stats HTTP/1.1\r\nHost: x\r\n\r\n", b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n"):
+    publish = b"POST /events HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    for request in (publish, b"GET /stats HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", b"GET /nowhere HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"):
         with connected(url) as connection:
             flood(connection, request * 100)
 
