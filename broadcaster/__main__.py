@@ -1,5 +1,6 @@
 """``python -m broadcaster``: serve until SIGTERM or Ctrl-C. What cannot be is said in one sentence, with exit code 1."""
 
+import resource
 import sys
 
 from app import telemetry
@@ -9,10 +10,21 @@ from app.events.policy_file import read_hooks
 from app.settings import load_settings, variables
 from broadcaster.server import Broadcaster, Server, listen
 
+MAX_FILES = 65_536
+
+
+def allow_connections() -> None:
+    """Let this process open as many files, and so connections, as the system lets it: many systems begin with 1,024."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if most == resource.RLIM_INFINITY else min(MAX_FILES, most)
+    if now not in (resource.RLIM_INFINITY, most) and now < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+
 
 def main() -> int:
     """Run the broadcaster; returns the exit code."""
     telemetry.configure("broadcaster")
+    allow_connections()
     try:
         settings = load_settings()
         policies = Policies.load(settings.policies, settings)

@@ -1,5 +1,6 @@
 """Every door of one real broadcaster with a token: gzip, webhooks, Socket.IO; and the rate limit that they share."""
 
+import contextlib
 import gzip
 import hashlib
 import hmac
@@ -13,11 +14,14 @@ from typing import Any
 import httpx
 import pytest
 import socketio
+import websocket
 from pymongo import MongoClient
 from pymongo.database import Database
 
+from app import accept
 from app.embedded.process import ManagedProcess
 from app.embedded.servers import EmbeddedServers
+from app.errors import InvalidEvent
 from app.publisher import Publisher, Refused
 from app.settings import Settings
 from tests.support.broadcasters import broadcaster_process
@@ -258,6 +262,66 @@ def test_what_is_no_event_gets_an_answer(client: socketio.SimpleClient, argument
     said = client.call("publish", argument, timeout=10)
     assert said["error"]["status"] == 422
     assert said["error"]["detail"]
+
+
+def at_the_limits() -> list[Any]:
+    """What is just within each limit, and what is just beyond it."""
+    frame = len(json.dumps(event("limit", data=""), separators=(",", ":")))
+    room = 256 * 1024 - frame
+    cases = {
+        "bytes of an event": (event("limit", data="x" * room), event("limit", data="x" * (room + 1)), 413),
+        "events of a request": ([event(f"l-{n}") for n in range(500)], [event(f"l-{n}") for n in range(501)], 413),
+        "levels": (event("levels", data=nested(96)), event("levels", data=nested(97)), 422),
+        "bytes of an id": (event("é" * 240), event("é" * 256 + "x"), 422),
+        "bytes of a key": (event("x" * 504), event("x" * 505), 422),
+        "bytes of a type": (event("type", type="x" * 512), event("type", type="x" * 513), 422),
+        "bytes of a source": (event("s", source="x" * 507), event("s", source="x" * 508), 422),
+        "the largest integer": (event("int", data=2**63 - 1), event("int", data=2**63), 422),
+        "the smallest integer": (event("int-", data=-(2**63)), event("int-", data=-(2**63) - 1), 422),
+    }
+    return [pytest.param(*case, id=name) for name, case in cases.items()]
+
+
+@pytest.mark.parametrize("within, beyond, status", at_the_limits())
+def test_every_door_has_the_same_limits(running: Running, client: socketio.SimpleClient, within: Any, beyond: Any, status: int):
+    for events, expected in ((within, 202), (beyond, status)):
+        content = json.dumps(events).encode()
+        assert running.http.post("/events", content=content).status_code == expected
+        assert running.http.post("/events", content=gzip.compress(content), headers={"Content-Encoding": "gzip"}).status_code == expected
+        said = client.call("publish", events, timeout=10)
+        assert said.get("error", {}).get("status", 202) == expected
+        try:
+            accept(events, db=running.database)
+            found = 202
+        except InvalidEvent as error:
+            found = error.status
+        assert found == expected
+
+
+def test_a_packet_of_the_largest_size_and_one_beyond(running: Running, client: socketio.SimpleClient):
+    """A WebSocket message has at most 1,000,000 bytes; its prefix, the type of the packet and the id of the answer, counts."""
+
+    def answer(room: int) -> str:
+        many = [event(f"packet-{room}-{n}", data="x" * 200_000) for n in range(4)]
+        body = json.dumps(["publish", [*many, event(f"packet-{room}", data="")]], separators=(",", ":"))
+        packet = f"421{body[:-4]}{'x' * (room - len(body) - 3)}{body[-4:]}"
+        with contextlib.ExitStack() as closing:
+            connection = websocket.create_connection(address, timeout=10)
+            closing.callback(connection.sock.close)
+            connection.recv()
+            connection.send(f'40{{"token":"{TOKEN}","types":["none"]}}')
+            connection.recv()
+            connection.send(packet)
+            try:
+                return str(connection.recv())
+            except (websocket.WebSocketException, OSError):
+                return "cut"
+
+    address = running.url.replace("http://", "ws://") + "/socket.io/?EIO=4&transport=websocket"
+    assert answer(1_000_000).startswith('431[{"accepted":5')
+    assert not answer(1_000_001).startswith("43")
+    assert client.call("publish", event("packet"), timeout=10)["accepted"] == 1
+    assert not running.stored("id~shop~packet-1000001")
 
 
 def test_more_under_way_than_one_client_may_have(running: Running, client: socketio.SimpleClient):

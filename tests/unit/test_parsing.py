@@ -270,6 +270,29 @@ def test_a_long_request_is_read_as_a_short_one(media, items, noise):
     assert read(0) == read(10**9)
 
 
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**65), 2**65) | st.text(max_size=5) | st.floats(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["type", "id", "data", "specversion"]), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@given(arguments=st.lists(ANY_JSON | st.just({"type": "a", "id": "1"}), max_size=2), noise=st.sampled_from(["", "", "", ",", "]"]))
+def test_the_text_of_a_message_is_read_as_its_value(arguments, noise):
+    def read(parse, given) -> list[Event] | None:
+        try:
+            return parse(given)
+        except InvalidEvent:
+            return None
+
+    text = json.dumps(arguments)[:-1] + noise + "]"
+    (only, *more) = arguments or [None]
+    expected = (
+        None if more or noise or not isinstance(only, dict | list) else read(PARSER.values, only if isinstance(only, list) else [only])
+    )
+    assert read(PARSER.argument, text.encode()) == expected
+
+
 def test_where_a_long_request_is_wrong():
     good = [{"type": "a", "source": "s", "id": str(n), "data": "x" * 1_000} for n in range(80)]
     assert len(post(good)) == 80
