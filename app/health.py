@@ -15,7 +15,8 @@ guaranteed: that a bridge which stands by would act; its lease shows that only w
 import http.client
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 from app.errors import DedupError, SettingsError
@@ -45,7 +46,8 @@ def bridge(settings: Settings) -> str | None:
     Raises:
         TransientError: a store is away.
     """
-    before_ms = _presence(settings).swept_before_ms()
+    with _presence(settings) as presence:
+        before_ms = presence.swept_before_ms()
     if before_ms is None:
         return "no sweep has succeeded yet"
     return f"the last sweep succeeded {before_ms / 1000:.0f} s ago" if before_ms > SWEPT_WITHIN_MS else None
@@ -58,7 +60,8 @@ def listener(settings: Settings) -> str | None:
         TransientError: a store is away.
     """
     host = socket.gethostname()
-    heard = _presence(settings).listeners(within_ms=settings.listener_grace_s * 1000)
+    with _presence(settings) as presence:
+        heard = presence.listeners(within_ms=settings.listener_grace_s * 1000)
     here = any(node.node.partition("@")[2] == host for found in heard for node in found.nodes)
     return None if here else f"no listener of {host} was heard within {settings.listener_grace_s} s"
 
@@ -99,13 +102,16 @@ def _answer(port: int, path: str) -> str | None:
     return None if answer.status == 200 else f"{path} answers {answer.status}: {said}"
 
 
-def _presence(settings: Settings) -> "Presence":
+@contextmanager
+def _presence(settings: Settings) -> Iterator["Presence"]:
     from app.claims import store as claims
     from app.presence import Presence
     from app.stores import mongo
     from app.stores.meta import deployment_id
 
-    return Presence(claims.connect(settings), deployment_id(mongo.connect(settings, role="health")))
+    db = mongo.connect(settings, role="health")
+    with closing(db.client), closing(claims.connect(settings)) as redis:
+        yield Presence(redis, deployment_id(db))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from tests.celery.nodes import (
     ServiceContainer,
     ValkeyContainer,
 )
-from tests.support.docker import LABEL, MONGO_IMAGE, ROOT, VALKEY_IMAGE, project_image
+from tests.support.docker import MONGO_IMAGE, ROOT, VALKEY_IMAGE, own_name, project_image
 from tests.support.waiting import eventually
 
 BROADCASTER = ("python", "-m", "broadcaster")
@@ -122,8 +122,8 @@ class Containers(Ground):
     def __init__(self, client: docker.DockerClient) -> None:
         super().__init__()
         self._client = client
-        self._run = f"dedup-test-{secrets.token_hex(3)}"
-        self._network = client.networks.create(self._run, labels={LABEL: self._run})
+        self._run = own_name()
+        self._network = client.networks.create(self._run)
         self._mongo: Raw | None = None
 
     def close(self) -> None:
@@ -169,7 +169,6 @@ class Containers(Ground):
             if gates
             else {},
             ports={f"{port}/tcp": (HOST, free_port())} if port else {},
-            labels={LABEL: self._run},
             init=True,
         )
         self.started.append(raw)
