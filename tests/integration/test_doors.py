@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import hmac
 import json
+import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,10 +26,12 @@ from app.errors import InvalidEvent
 from app.publisher import Publisher, Refused
 from app.settings import Settings
 from tests.support.broadcasters import broadcaster_process
+from tests.support.node import socket_io_client
 from tests.support.servers import fresh_settings, remove_data
 from tests.support.waiting import eventually
 
 TOKEN = "s3cret"
+SCRIPT = Path(__file__).parents[1] / "support" / "client.cjs"
 SECRET = "hook's secret"
 POLICIES = """
 [hooks.github]
@@ -335,6 +338,39 @@ def test_more_under_way_than_one_client_may_have(running: Running, client: socke
     assert all(e["retry_after_s"] >= 1 for e in refused)
     assert len(refused) < 100
     assert client.call("publish", event("after"), timeout=10)["accepted"] == 1
+
+
+def test_a_javascript_client_publishes(running: Running):
+    node, modules = socket_io_client()
+    with subprocess.Popen(
+        [node, SCRIPT, running.url, TOKEN], env={"NODE_PATH": str(modules)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as script:
+        assert script.stdin
+        assert script.stdout
+
+        def say(*message: Any) -> Any:
+            assert script.stdin
+            assert script.stdout
+            script.stdin.write(json.dumps(message) + "\n")
+            script.stdin.flush()
+            return json.loads(script.stdout.readline())["answer"]
+
+        try:
+            script.stdout.readline()
+            say("subscribe", "nothing")
+            assert say("publish", event("js-1", data={"text": "Zürich 😀"}))["keys"] == ["id~shop~js-1"]
+            assert say("publish", [event(f"js-{n}", data="x" * 1_000) for n in range(100)])["accepted"] == 100
+            assert say("publish", event("js-2", type=""))["error"] == {
+                "status": 422,
+                "detail": "type is empty",
+                "index": 0,
+                "field": "type",
+            }
+            script.stdin.close()
+            assert script.wait(10) == 0
+        finally:
+            script.kill()
+    assert running.stored("id~shop~js-1")[0]["body"]["data"] == {"text": "Zürich 😀"}
 
 
 def test_without_the_token_nobody_publishes(running: Running):

@@ -119,6 +119,17 @@ def test_a_request_of_github_becomes_an_event(tmp_path: Path):
     assert event.key == "id~octo%2Fhello~72d3162e"
 
 
+def test_the_example_in_the_documents_is_right(tmp_path: Path):
+    document = (Path(__file__).parents[2] / "docs" / "webhooks.md").read_text()
+    shown = hooks(tmp_path, document.partition("```toml\n")[2].partition("```")[0])["github"]
+    assert shown.secret_env == ("GITHUB_WEBHOOK_SECRET",)
+    assert shown.signature == GITHUB
+    push = read(shown)
+    assert (push.type, push.source, push.id) == ("github.push", "octo/hello", "72d3162e")
+    ping = read(shown, {"zen": "Design for failure."}, HEADERS | {"x-github-event": "ping"})
+    assert (ping.type, ping.source) == ("github.ping", "github")
+
+
 def test_expressions_over_headers_and_body():
     hook = Hook(name="shop", type="body.kind", id="body.number", time="headers.date", data='{n: body.number, agent: headers."user-agent"}')
     event = read(hook, {"kind": "paid", "number": 42}, {"date": "2020-01-01T00:00:00Z", "user-agent": "x"})
