@@ -240,6 +240,23 @@ class TestHandlers:
 
         assert seen == [{"_id": "a", "n": 1}]
 
+    @pytest.mark.parametrize("kind", ["inside", "at-least-once"])
+    def test_a_client_of_the_handler_s_own(self, plant, kind):
+        """The driver refuses it while a session is bound, so that it cannot be mistaken for a part of the transaction."""
+
+        def function(event, _context):
+            plant.db["effects"].insert_one({"_id": event.key, "n": 1})
+
+        handler = Handler(name="h", pattern=TYPE, function=function, at_least_once=kind == "at-least-once")
+        process(plant.listener("listener-1", handler), plant.accept(entry("a")))
+
+        if kind == "inside":
+            assert plant.effects() == {}
+            assert "InvalidOperation" in plant.failure("a")["reason"]
+        else:
+            assert plant.effects() == {"a": 1}
+            assert plant.ledger() == {"a": "d1"}
+
     def test_all_handlers_of_an_event_commit_together_or_not_at_all(self, plant):
         def other_effect(event, context):
             context.db["effects"].insert_one({"_id": f"{event.key}-other", "n": 1})
