@@ -132,7 +132,7 @@ def test_it_ends_in_time_although_a_client_never_finishes_its_request(make_setti
     with broadcaster_process(make_settings(port=0), tmp_path) as (process, url):
         place = urlsplit(url)
         with closing(socket.create_connection((place.hostname, place.port), timeout=10)) as slow:
-            slow.sendall(b"POST /events HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+            slow.sendall(b"POST /events HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n{")
             eventually(lambda: httpx.get(url + "/health/live").status_code == 200)
             process.ask_to_stop(signal.SIGINT)
             assert slow.recv(64).startswith(b"HTTP/1.1 503")
