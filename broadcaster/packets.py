@@ -20,7 +20,7 @@ from broadcaster.sockets import MAX_CLIENT_PACKET, Asgi, Message, Receive, Send,
 PATH = "/socket.io/"
 READ_TIMEOUT_S = 30.0
 MAX_CLIENTS = 5_000
-_PACKET = re.compile(r"4[0-6]|[1-6](?:probe)?\Z").match
+_PACKET = re.compile(r"4[0-6]|[12356](?:probe)?\Z").match
 """A message with a Socket.IO packet type, or one of engine.io's own: close, ping, pong, upgrade, noop."""
 _BASE64 = re.compile(r"b[A-Za-z0-9+/]*={0,2}\Z").match
 """A binary message as polling clients send it."""
