@@ -22,7 +22,7 @@ from app.stores.mongo import Document
 from broadcaster.answers import Json
 from broadcaster.ingress import Ingress
 from broadcaster.lookup import find_event, recent_events
-from broadcaster.problems import RETRY_S
+from broadcaster.problems import RESPONSES, RETRY_S
 from broadcaster.stats import Report, state_of
 
 MAX_KEY_BYTES = 512
@@ -41,7 +41,7 @@ class Reads:
 
     def router(self) -> APIRouter:
         """The routes."""
-        router = APIRouter()
+        router = APIRouter(responses=RESPONSES)
         router.add_api_route("/events", self.recent, methods=["GET"], response_model=None)
         router.add_api_route("/events/{key:path}", self.event, methods=["GET"], response_model=None)
         router.add_api_route("/stats", self.stats, methods=["GET"], response_model=None)
