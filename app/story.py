@@ -35,7 +35,7 @@ def story_of(db: Database[Document], settings: Settings, key: str) -> dict[str, 
     inbox = Inbox(db).find_event(key)
     failures = Failures(db).of_key(key)
     committed = ledger.get(key)
-    claim = _claim(db, settings, key)
+    claim = claim_of(db, settings, key)
     if committed:
         state = "processed"
     elif inbox and not failures:
@@ -47,7 +47,12 @@ def story_of(db: Database[Document], settings: Settings, key: str) -> dict[str, 
     return {"key": key, "state": state, "inbox": inbox, "claim": claim, "failures": failures, "ledger": committed}
 
 
-def _claim(db: Database[Document], settings: Settings, key: str) -> dict[str, Any] | None:
+def claim_of(db: Database[Document], settings: Settings, key: str) -> dict[str, Any] | None:
+    """Who has a key now, as Redis knows it: the claim, None, or ``{"error": …}`` when Redis is away.
+
+    Raises:
+        StoreUnavailable: MongoDB is away.
+    """
     client = claims.connect(settings)
     try:
         found = ClaimStore.of(settings, client, deployment_id(db)).inspect([key])[0]

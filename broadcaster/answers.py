@@ -44,7 +44,7 @@ def event_view(document: Document) -> dict[str, Any]:
     extra = body.pop("extra", {})
     if isinstance(data, bytes):
         view["data_base64"] = base64.b64encode(data).decode()
-    else:
+    elif "body" in document:
         view["data"] = data
     return {"key": document.get("key", document["_id"]), **body, **extra, **view}
 

@@ -59,7 +59,7 @@ class Emitter:
         self.dropped = 0
         """Messages that found no room at a client, and batches that found none here."""
         self._rooms = Rooms(server)
-        server.on("connect", self._let_in, namespace=BRIDGES)
+        server.on("connect", self.let_in, namespace=BRIDGES)
         server.on("connect", self._welcome, namespace=EVENTS)
 
     def start(self) -> None:
@@ -88,13 +88,14 @@ class Emitter:
         return {namespace: len(self._server.members(namespace)) for namespace in (EVENTS, BRIDGES)}
 
     async def _welcome(self, sid: str, environ: dict[str, Any], auth: Any) -> None:
-        await self._let_in(sid, environ, auth)
+        await self.let_in(sid, environ, auth)
         try:
             self._rooms.welcome(sid, auth)
         except InvalidEvent as error:
             raise Refused(str(error)) from None
 
-    async def _let_in(self, _sid: str, environ: dict[str, Any], auth: Any) -> None:
+    async def let_in(self, _sid: str, environ: dict[str, Any], auth: Any) -> None:
+        """A connect handler: refuse a client that does not know the token."""
         if not self._token:
             return
         given = auth.get("token") if isinstance(auth, dict) else None

@@ -4,23 +4,29 @@ An event moves from the inbox to the ledger or to ``failures``, never back, so w
 ledger before it is called unknown.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from pymongo.database import Database
 
+from app.settings import Settings
 from app.stores.failures import Failures
 from app.stores.inbox import Inbox
 from app.stores.ledger import Ledger
 from app.stores.mongo import Document
+from app.story import claim_of
 from broadcaster.answers import event_view
 
+REDIS_WAIT_MS = 500
 
-def find_event(db: Database[Document], key: str) -> dict[str, Any] | None:
+
+def find_event(db: Database[Document], settings: Settings, key: str) -> dict[str, Any] | None:
     """The story of a key as ``GET /events/{key}`` tells it, or None; blocks.
 
     Returns:
         ``key``; ``state``: ``processed``, ``waiting``, or a state of ``failures``; ``event``: the ledger's document or None;
-        ``failures``: oldest first; ``inbox``: the batches where it waits.
+        ``failures``: oldest first; ``inbox``: the batches where it waits; ``claim``: who has it now, or None, or ``{"error": …}``; a
+        processed event is not asked about.
 
     Raises:
         StoreUnavailable: MongoDB is away.
@@ -46,13 +52,18 @@ def find_event(db: Database[Document], key: str) -> dict[str, Any] | None:
         "event": event_view(committed) if committed else None,
         "failures": [event_view(f) for f in failures],
         "inbox": waiting,
+        "claim": None
+        if committed
+        else claim_of(db, replace(settings, redis_timeout_ms=min(REDIS_WAIT_MS, settings.redis_timeout_ms)), key),
     }
 
 
-def recent_events(db: Database[Document], *, type: str | None, listener: str | None, limit: int) -> list[dict[str, Any]]:
+def recent_events(
+    db: Database[Document], *, type: str | None, listener: str | None, limit: int, bodies: bool = True
+) -> list[dict[str, Any]]:
     """The newest events of the ledger, newest first; blocks.
 
     Raises:
         StoreUnavailable: MongoDB is away, or a rare type was not found in time.
     """
-    return [event_view(document) for document in Ledger(db).recent(type=type, listener=listener, limit=limit)]
+    return [event_view(document) for document in Ledger(db).recent(type=type, listener=listener, limit=limit, bodies=bodies)]

@@ -2,8 +2,8 @@
 
 | route | answer |
 |---|---|
-| ``GET /events`` | the ledger's newest events, newest first, by ``type`` and ``listener``; ``limit`` 1 to 1,000 |
-| ``GET /events/{key}`` | where a key is (percent-encoded in the URL): ledger, failures or inbox; 404 when nowhere |
+| ``GET /events`` | the ledger's newest events, newest first, by ``type`` and ``listener``; ``limit`` 1 to 1,000; ``brief``: without their content |
+| ``GET /events/{key}`` | where a key is (percent-encoded in the URL): ledger, failures or inbox, and who has it now; 404 when nowhere |
 | ``GET /stats`` | numbers; see :mod:`broadcaster.stats` |
 | ``GET /health/live`` | 200 while the process answers |
 | ``GET /health/ready`` | 200 when events are accepted, else 503 with the reasons. Redis is shown, but producers do not need it |
@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from app.errors import TransientError
+from app.settings import Settings
 from app.stores.mongo import Document
 from broadcaster.answers import Json
 from broadcaster.ingress import Ingress
@@ -34,8 +35,9 @@ Filter = Annotated[str | None, Query(max_length=256)]
 class Reads:
     """What answers questions over HTTP."""
 
-    def __init__(self, db: Database[Document], report: Report, ingress: Ingress) -> None:
+    def __init__(self, db: Database[Document], report: Report, ingress: Ingress, settings: Settings) -> None:
         self._db = db
+        self._settings = settings
         self._report = report
         self._ingress = ingress
 
@@ -49,15 +51,17 @@ class Reads:
         router.add_api_route("/health/ready", self.ready, methods=["GET"], response_model=None)
         return router
 
-    async def recent(self, type: Filter = None, listener: Filter = None, limit: Annotated[int, Query(ge=1, le=1000)] = 50) -> Response:
+    async def recent(
+        self, type: Filter = None, listener: Filter = None, limit: Annotated[int, Query(ge=1, le=1000)] = 50, brief: bool = False
+    ) -> Response:
         """The newest processed events."""
-        found = await asyncio.to_thread(recent_events, self._db, type=type, listener=listener, limit=limit)
+        found = await asyncio.to_thread(recent_events, self._db, type=type, listener=listener, limit=limit, bodies=not brief)
         return Json({"events": found})
 
     async def event(self, key: str) -> Response:
         """Where an event is."""
         known = 0 < len(key.encode("utf-8", "replace")) <= MAX_KEY_BYTES
-        found = await asyncio.to_thread(find_event, self._db, key) if known else None
+        found = await asyncio.to_thread(find_event, self._db, self._settings, key) if known else None
         if found is None:
             raise HTTPException(404, "no event of this key is known")
         return Json(found)

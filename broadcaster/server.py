@@ -41,6 +41,9 @@ from broadcaster.frames import BoundedWebSocket
 from broadcaster.guard import Guard
 from broadcaster.heads import BoundedHeads
 from broadcaster.ingress import Ingress, Stored
+from broadcaster.live.failures import FailureRoutes
+from broadcaster.live.page import Page
+from broadcaster.live.watchers import Watchers
 from broadcaster.packets import CheckPackets
 from broadcaster.publishing import Publishing
 from broadcaster.reads import Reads
@@ -103,18 +106,22 @@ class Broadcaster:
         webhooks = Webhooks(hooks or {}, variables or {}, self._reception, parser)
         Publishing(self._sockets, self._reception, parser, self.refusals)
         report = Report(self._db, settings, self._accepted, self._emitter, self._watch, self.refusals)
+        self._watchers = Watchers(self._sockets, report, self._db, settings, self._emitter.let_in)
         api = FastAPI(title="broadcaster", version=__version__, docs_url=None, redoc_url=None, lifespan=self._life)
         api.include_router(Doors(self._reception, self._ingress, parser, settings).router())
         api.include_router(webhooks.router())
-        api.include_router(Reads(self._db, report, self._ingress).router())
+        api.include_router(Reads(self._db, report, self._ingress, settings).router())
+        api.include_router(FailureRoutes(self._db, self._reception).router())
+        api.include_router(Page().router())
         problems.install(api)
         both = CheckPackets(socketio.ASGIApp(self._sockets, other_asgi_app=api), self._sockets, self.refusals)
-        guarded = Guard(both, token=settings.token, open_paths=webhooks.signed_paths)
+        guarded = Guard(both, token=settings.token, open_paths=webhooks.signed_paths, local=settings.loopback)
         self.asgi: Asgi = CutStalledClients(CountRefusals(guarded, self.refusals))
 
     def _stored(self, batches: list[Stored]) -> None:
         self._accepted.count(batches)
         self._emitter.push(batches)
+        self._watchers.push(batches)
         for batch in batches:
             log.debug("batch.accepted", batch=batch.batch, events=len(batch.events), door=batch.door)
 
@@ -126,6 +133,7 @@ class Broadcaster:
     @asynccontextmanager
     async def _life(self, _api: FastAPI) -> AsyncIterator[None]:
         self._emitter.start()
+        self._watchers.start()
         watch = asyncio.create_task(self._watch.run())
         try:
             yield
@@ -134,6 +142,7 @@ class Broadcaster:
             watch.cancel()
             await asyncio.wait([watch])
             await self._emitter.stop()
+            await self._watchers.stop()
             self._reception.close()
             self._db.client.close()
 

@@ -143,7 +143,7 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]  # untyped libra
             logger=logging.getLogger("socketio"),
             engineio_logger=logging.getLogger("engineio"),
             max_http_buffer_size=MAX_CLIENT_PACKET,
-            namespaces=["/", "/bridge"],
+            namespaces=["/", "/bridge", "/watch"],
             serializer=_Packet,
         )
         self._on_rubbish = on_rubbish

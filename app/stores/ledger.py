@@ -121,7 +121,9 @@ class Ledger:
         with translated("reading the ledger"):
             return self.collection.find_one({"_id": key})
 
-    def recent(self, *, type: str | None, listener: str | None, limit: int, max_time_ms: int = 2_000) -> list[Document]:
+    def recent(
+        self, *, type: str | None, listener: str | None, limit: int, bodies: bool = True, max_time_ms: int = 2_000
+    ) -> list[Document]:
         """The newest documents first, in the order of their insertion, filtered by type and listener.
 
         There is no second index to pay for at every insert: a rare type is searched for backwards from the end, for at
@@ -132,7 +134,12 @@ class Ledger:
         """
         query = {name: value for name, value in (("type", type), ("listener", listener)) if value}
         with translated("listing the ledger"):
-            return list(self.collection.find(query).sort("$natural", DESCENDING).limit(limit).max_time_ms(max_time_ms))
+            return list(
+                self.collection.find(query, None if bodies else {"body": 0})
+                .sort("$natural", DESCENDING)
+                .limit(limit)
+                .max_time_ms(max_time_ms)
+            )
 
     def count(self) -> int:
         """Exact number of documents, by majority read; scans the ``_id`` index."""
