@@ -64,11 +64,11 @@ def check(run: Run, won: list[tuple[Entry, Answer]]) -> list[Work]:
             conflicts.append((entry, other.digest))
         elif own is not None and own.state != "retrying":
             run.confirm([(entry.key, entry.digest)])
-            run.tally.skip("failed", own.state, entry.key)
+            run.tally.skip("in failures:", own.state, entry.key)
             run.release([entry.key])
         elif own is not None and own.due_at is not None and own.due_at > run.runtime.failures.now():
             run.confirm([(entry.key, entry.digest)])
-            run.tally.skip("failed", "not due", entry.key)
+            run.tally.skip("in failures:", "not due", entry.key)
             run.release([entry.key])
         elif _is_stale(run, entry):
             stale.append(entry)

@@ -51,7 +51,7 @@ class Tally:
             self.seen += [(key, "won", "") for key in keys if key in self.sample]
 
     def skip(self, how: str, who: str, key: str) -> None:
-        """Count an event that ``who`` has: ``how`` is ``busy`` or ``done``."""
+        """Count an event that ``who`` has: ``how`` is ``busy`` or ``done``, or ``in failures:`` with its state there."""
         why = f"{how} {who}"
         self.by[why] += 1
         if key in self.sample:

@@ -459,7 +459,7 @@ class TestFailing:
         listener = plant.listener("listener-1", raises(ValueError("first")))
         process(listener, plant.accept(entry("a")))
 
-        assert str(process(listener, plant.message([entry("a")], batch=None))) == "skipped 1 (failed not due)"
+        assert str(process(listener, plant.message([entry("a")], batch=None))) == "skipped 1 (in failures: not due)"
         assert plant.claim_states() == {}
 
     def test_raising_always_ends_dead(self, plant):
@@ -472,7 +472,7 @@ class TestFailing:
         failure = plant.failure("a")
         assert (failure["state"], failure["attempts"], failure["due_at"]) == ("dead", 5, None)
         assert "never" in failure["error"]["traceback"]
-        assert str(process(listener, plant.retry(entry("a")))) == "skipped 1 (failed dead)"
+        assert str(process(listener, plant.retry(entry("a")))) == "skipped 1 (in failures: dead)"
         assert plant.failure("a")["attempts"] == 5
         assert plant.effects() == {}
 

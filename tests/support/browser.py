@@ -96,6 +96,12 @@ class Browser:
         self.do("Page.navigate", url=url)
         eventually(lambda: self.js("location.href !== 'about:blank' && document.readyState === 'complete'"), 20, f"{url} is loaded")
 
+    def forget(self, origin: str) -> None:
+        """Leave the page, and what a site keeps in the browser behind: what is open could write it again."""
+        self.do("Page.navigate", url="about:blank")
+        eventually(lambda: self.js("location.href === 'about:blank'"), 10, "the page is left")
+        self.do("Storage.clearDataForOrigin", origin=origin, storageTypes="local_storage,session_storage")
+
     def js(self, expression: str) -> Any:
         """What an expression gives; promises are awaited."""
         answer = self.do("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
