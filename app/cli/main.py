@@ -58,7 +58,7 @@ cli.add_typer(servers, name="servers")
 
 def run() -> NoReturn:
     """Entry point of the console script."""
-    sys.exit(exit_code(sys.argv[1:]))
+    sys.exit(_flushed(exit_code(sys.argv[1:])))
 
 
 def exit_code(arguments: list[str]) -> int:
@@ -66,7 +66,7 @@ def exit_code(arguments: list[str]) -> int:
     try:
         cli(arguments, prog_name="dedup")
     except SystemExit as ended:
-        return _flushed(ended.code if isinstance(ended.code, int) else int(bool(ended.code)))
+        return ended.code if isinstance(ended.code, int) else int(bool(ended.code))
     except DedupError as error:
         say(f"dedup: {error}")
     except Interrupted as interrupted:
@@ -74,14 +74,15 @@ def exit_code(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        return _flushed(1)
+        pass  # nobody reads any more
     return 1
 
 
 def _flushed(code: int) -> int:
-    """The same code, with what was written gone out; nobody reading it is nobody's error."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter tries, and complains, once more
+    """The same code, with what was written gone out; nobody reading it, a closed terminal too, is nobody's error."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # else the interpreter tries once more, and ends with 120
     return code

@@ -2,8 +2,8 @@
 # A fresh machine, tried: runs inside a bare Debian container, as root, with the repository mounted read-only at /source.
 #
 # Installs Python, venv, make and git where they are missing, and nothing else; then, as an ordinary user, clones the repository and
-# runs 'make demo' and 'make test'. Where a command fails and names Debian packages that it lacks ("apt install …"), these are
-# installed, said, and the command is tried again. The last lines say what was needed:
+# runs 'make demo' and 'make test'. Where a command fails and says that this machine lacks something, and which Debian packages
+# have it ("lacks …: … apt install …"), these are installed, and the command is tried again. The last lines say what was needed:
 #
 #   installed at first: make git
 #   named by 'make demo' and installed: libcurl4
@@ -34,7 +34,7 @@ chown -R $user: "$home/project"
 try() { # command...
     local tries=0 wanted
     until as_user "$@" 2>&1 | tee /tmp/said; do
-        wanted=$(grep -oE "apt install [a-z0-9 .+-]+" /tmp/said | tail -n 1 | cut -d ' ' -f 3- || true)
+        wanted=$(sed -nE 's/.*this machine lacks .*(apt install [a-z0-9 .+-]+).*/\1/p' /tmp/said | tail -n 1 | cut -d ' ' -f 3- || true)
         tries=$((tries + 1))
         if [ -z "$wanted" ] || [ $tries -gt 3 ]; then
             printf '%s\n' "${report[@]}" "FAILED: $*"

@@ -13,7 +13,9 @@ DEDUP = Path(sys.executable).with_name("dedup")
 
 
 def clean_environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith("DEDUP_")} | {"COLUMNS": "60"}
+    """What a user has: none of our settings, and a Python that buffers its output."""
+    own = ("DEDUP_", "PYTHON")
+    return {name: value for name, value in os.environ.items() if not name.startswith(own)} | {"COLUMNS": "60"}
 
 
 def processes_in(folder: Path) -> list[str]:
