@@ -13,8 +13,8 @@ from broadcaster.ingress import Stored
 
 SHOWN_PER_S = 12.0
 SHOWN_AT_ONCE = 40
-MAX_KNOWN = 2_000
-"""Shown events of which outcomes may still come."""
+MAX_REMEMBERED = 20_000
+"""Events of which outcomes may still come. One that was passed over stays so: what others told of it has not been kept."""
 MAX_OUTCOMES = 2_000
 """Outcomes that are told at a time."""
 MAX_LISTENERS = 1_000
@@ -33,7 +33,7 @@ class Sample:
         self._clock = clock
         self._room = float(SHOWN_AT_ONCE)
         self._filled_at = clock()
-        self._known: OrderedDict[str, None] = OrderedDict()
+        self._shown: OrderedDict[str, bool] = OrderedDict()
         self._begin()
 
     def accepted(self, stored: list[Stored]) -> None:
@@ -41,8 +41,7 @@ class Sample:
         for batch in stored:
             self._accepted += len(batch.events)
             for event in batch.events[:SAMPLE_EVENTS]:
-                if not self._show(event.key, event.type):
-                    break
+                self._show(event.key, event.type)
 
     def told(self, told: Told) -> None:
         """Take in what a listener told. Events that were accepted elsewhere, or before somebody watched, are shown from here on."""
@@ -51,7 +50,9 @@ class Sample:
         counts = self._counts.setdefault(told.listener, Counter())
         counts.update(won=told.won, skipped=told.skipped, failed=told.failed, left=told.left)
         for key, outcome, why in told.events:
-            if len(self._outcomes) < MAX_OUTCOMES and (key in self._known or self._show(key, None)):
+            if key not in self._shown:
+                self._show(key, None)
+            if self._shown[key] and len(self._outcomes) < MAX_OUTCOMES:
                 self._outcomes.append((key, told.listener, outcome, why))
 
     def take(self) -> Frame | None:
@@ -73,16 +74,15 @@ class Sample:
         self._outcomes: list[tuple[str, str, str, str]] = []
         self._counts: dict[str, Counter[str]] = {}
 
-    def _show(self, key: str, kind: str | None) -> bool:
+    def _show(self, key: str, kind: str | None) -> None:
+        """Decide whether an event is shown."""
         now = self._clock()
         self._room = min(SHOWN_AT_ONCE, self._room + (now - self._filled_at) * SHOWN_PER_S)
         self._filled_at = now
-        if self._room < 1:
-            return False
-        self._room -= 1
-        self._events.append({"key": key, "type": kind})
-        self._known[key] = None
-        self._known.move_to_end(key)
-        if len(self._known) > MAX_KNOWN:
-            self._known.popitem(last=False)
-        return True
+        self._shown[key] = self._room >= 1
+        self._shown.move_to_end(key)
+        if self._shown[key]:
+            self._room -= 1
+            self._events.append({"key": key, "type": kind})
+        if len(self._shown) > MAX_REMEMBERED:
+            self._shown.popitem(last=False)

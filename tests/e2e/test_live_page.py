@@ -346,18 +346,20 @@ def test_at_1000_events_a_second_it_stays_smooth_and_small_and_says_that_it_show
     publisher.start()
     try:
         page.wait("/^A sample is shown: [0-9]+ of [0-9,]+ events a second.$/.test(document.querySelector('#sampling').textContent)", 15)
-        eventually(lambda: sent[0] >= 4_000, 30, lambda: sent)
+        eventually(lambda: sent[0] >= 4_000, 30, lambda: sent, every_s=0.2)
+        after, seconds, longest = page.numbers(), time.monotonic() - began, page.js("window.longest")
         page.picture("busy")
     finally:
         stop.set()
         publisher.join()
-    after, seconds = page.numbers(), time.monotonic() - began
     busy = (after["TaskDuration"] - before["TaskDuration"]) / seconds
-    print(f"{sent[0] / seconds:.0f} events/s; main thread busy {busy:.0%}, longest task {page.js('window.longest'):.0f} ms")
-    assert busy < 0.6
-    assert page.js("window.longest") < 400
+    print({name: round(after[name] - before[name], 3) for name in after if name.endswith("Duration")})
+    print(f"{sent[0] / seconds:.0f} events/s; main thread busy {busy:.0%}, longest task {longest:.0f} ms")
+    assert busy < 0.3, "of one core; what it waits for others on a busy machine is not counted"
     assert page.js("document.querySelectorAll('.column').length") < 60
     running.await_finished()
+    said = "[...document.querySelectorAll('.column')].map(c => c.ariaLabel).filter(l => l.split(' by ').length !== 4)"
+    eventually(lambda: page.js(said) == [], 5, lambda: f"all is told of what is shown, not so of {page.js(said)}")
 
 
 def test_looking_at_an_event_holds_the_lanes_and_pausing_does_too(running: System, page: Browser) -> None:

@@ -158,8 +158,8 @@ class Browser:
         return path
 
     def numbers(self) -> dict[str, float]:
-        """The browser's own measurements: ``TaskDuration`` in seconds, ``Nodes``, ``JSHeapUsedSize`` and others."""
-        self.do("Performance.enable")
+        """The browser's own measurements: ``TaskDuration`` in seconds of its main thread's CPU, ``Nodes``, ``JSHeapUsedSize`` and others."""
+        self.do("Performance.enable", timeDomain="threadTicks")
         return {one["name"]: one["value"] for one in self.do("Performance.getMetrics")["metrics"]}
 
 

@@ -93,6 +93,26 @@ def test_outcomes_of_a_shown_event_are_told_in_later_frames_too(sample):
     assert (frame["events"], frame["outcomes"]) == ([], [("k", "listener-1", "won", "")])
 
 
+def test_an_event_that_was_passed_over_is_not_shown_half_told_later(sample, clock):
+    # Given no room for a second event when it is accepted, and when the first listener tells of it
+    keys = [f"k{number}" for number in range(SHOWN_AT_ONCE + 1)]
+    for key in keys:
+        sample.accepted([stored(key)])
+    sample.told(told("listener-1", [(keys[-1], "won", "")], won=1))
+    sample.told(told("listener-1", [("elsewhere", "won", "")], won=1))
+    sample.take()
+
+    # When there is room again, and the second listener tells of it
+    clock.now += 10
+    sample.told(told("listener-2", [(keys[-1], "skipped", "done listener-1"), ("elsewhere", "skipped", "done listener-1")], skipped=2))
+
+    # Then it stays passed over, until it is accepted again
+    frame = sample.take()
+    assert (frame["events"], frame["outcomes"]) == ([], [])
+    sample.accepted([stored(keys[-1])])
+    assert sample.take()["events"] == [{"key": keys[-1], "type": "t"}]
+
+
 def test_events_that_another_broadcaster_accepted_are_shown_when_they_are_heard_of(sample):
     sample.told(told("listener-1", [("k", "won", "")], won=1))
     sample.told(told("listener-2", [("k", "skipped", "done listener-1")], skipped=1))
@@ -103,15 +123,15 @@ def test_events_that_another_broadcaster_accepted_are_shown_when_they_are_heard_
 
 
 def test_what_waits_is_bounded(sample, clock):
-    for number in range(20_000):
+    for number in range(30_000):
         clock.now += 1
         sample.accepted([stored(f"k{number}")])
         sample.told(told(f"listener-{number}", [(f"k{number}", "won", "")] * 3, won=1))
-    assert len(sample._known) == module.MAX_KNOWN
+    assert len(sample._shown) == module.MAX_REMEMBERED
     frame = sample.take()
     assert len(frame["outcomes"]) <= module.MAX_OUTCOMES
     assert len(frame["counts"]) == module.MAX_LISTENERS
-    assert frame["accepted"] == 20_000
+    assert frame["accepted"] == 30_000
 
 
 def test_a_listener_s_life_changes_with_its_processes():
