@@ -1,7 +1,7 @@
 """Flower's settings: ``celery -A app flower`` reads this file from the working folder.
 
-A win is SUCCESS (``won 250``); a task that won nothing is SKIPPED and its result says who has it. In the search box:
-``state:SKIPPED``, ``worker:listener-1``, ``result:won``, or any part of a key.
+A win is SUCCESS (``won 250``); a task that won nothing is SKIPPED and its result says who has it, or FAILURE, RETRY or LEFT. In the
+search box: ``state:SKIPPED``, ``worker:listener-1``, ``result:won``, or any part of a key. Links: ``/tasks?state=SKIPPED&worker=listener-1``.
 """
 
 import sys

@@ -1,8 +1,8 @@
 # ruff: noqa: INP001 - a script, not a package
-"""Makes the README's pictures anew: ``.venv/bin/python docs/images/make.py [demo] [flower]``.
+"""Makes the README's pictures anew: ``.venv/bin/python docs/images/make.py [demo] [flower] [live]``.
 
-``demo.svg``: the terminal after a real ``dedup demo``. ``flower.png``: Flower's task list after some sample events, in a headless
-Chromium, which has to be installed. Everything is started for the pictures, on free ports and in a temporary folder, and stopped.
+``demo.svg``: the terminal after a real ``dedup demo``. ``flower.png``: Flower's task list after some sample events; ``live.png``: the live page
+while flights come in; both in a headless Chromium, which has to be installed. Everything is started for the pictures, on free ports and in a temporary folder, and stopped.
 """
 
 import os
@@ -62,6 +62,38 @@ def flower() -> None:
             _photograph(f"{stack.flower_url}/tasks", HERE / "flower.png", folder / "chromium")
 
 
+def live() -> None:
+    """Start the system, send flights at a human pace and one with other content, and take a picture of the live page meanwhile."""
+    sys.path.insert(0, str(ROOT))
+    from tests.support.browser import chromium
+
+    with TemporaryDirectory() as home:
+        folder = Path(home)
+        places = {"home": folder, "port": free_port(), "flower_port": free_port(), "policies": ROOT / "policies.toml"}
+        settings = load_settings({}, folder=folder, handlers=(HANDLER,), **placeholder_urls(), **places)
+        with (
+            Stack(settings, embedded=True, listeners=3, cwd=folder) as stack,
+            Publisher(stack.broadcaster_url) as publisher,
+            chromium(folder) as page,
+        ):
+            page.size(1100, 760)
+            page.open(stack.broadcaster_url)
+            page.wait(
+                "document.querySelector('#connection').dataset.state === 'live' && document.querySelectorAll('#names li').length === 3"
+            )
+            rows = list(flights(460))
+            publisher.send(rows[60:])
+            time.sleep(3)  # by then the listeners know that somebody watches
+            for row in rows[:60]:
+                publisher.send([row])
+                time.sleep(0.09)
+            publisher.send([rows[0] | {"data": rows[0]["data"] | {"dep_delay": 999}}])
+            page.wait("document.querySelector('#failures .badge')")
+            page.wait("document.querySelector('#tile-ledger').textContent === '460'")
+            time.sleep(1)  # what was lit last has faded
+            shutil.copy(page.picture("live"), HERE / "live.png")
+
+
 def _on_terminal(argv: list[str | Path], env: dict[str, str]) -> str:
     """What a program writes to a terminal."""
     leader, follower = pty.openpty()
@@ -115,6 +147,6 @@ def _photograph(url: str, picture: Path, profile: Path) -> None:
 
 
 if __name__ == "__main__":
-    pictures = {"demo": demo, "flower": flower}
+    pictures = {"demo": demo, "flower": flower, "live": live}
     for name in sys.argv[1:] or pictures:
         pictures[name]()

@@ -322,8 +322,6 @@ def test_a_screen_reader_finds_names_for_everything(running: System, page: Brows
     assert {"Listeners", "Failures", "Look up an event"} <= {name for role, name in roles if role == "region"}
     assert page.js("document.querySelector('#summary').ariaLive") == "polite"
     assert page.js("document.documentElement.lang") == "en"
-    running.accept([event("fault.count", f"summary-{number}") for number in range(5)])
-    page.wait("/In the last ten seconds: .*listener-[123] (won|skipped) [0-9]/.test(document.querySelector('#summary').textContent)", 12)
 
 
 def test_at_1000_events_a_second_it_stays_smooth_and_small_and_says_that_it_shows_a_sample(running: System, page: Browser) -> None:
@@ -357,6 +355,7 @@ def test_at_1000_events_a_second_it_stays_smooth_and_small_and_says_that_it_show
     print(f"{sent[0] / seconds:.0f} events/s; main thread busy {busy:.0%}, longest task {longest:.0f} ms")
     assert busy < 0.3, "of one core; what it waits for others on a busy machine is not counted"
     assert page.js("document.querySelectorAll('.column').length") < 60
+    page.wait("/In the last ten seconds: .*listener-[123] (won|skipped) [0-9]/.test(document.querySelector('#summary').textContent)", 12)
     running.await_finished()
     said = "[...document.querySelectorAll('.column')].map(c => c.ariaLabel).filter(l => l.split(' by ').length !== 4)"
     eventually(lambda: page.js(said) == [], 5, lambda: f"all is told of what is shown, not so of {page.js(said)}")
