@@ -57,6 +57,7 @@ class Stack:
 
     Attributes:
         told: keys that a door answered 202 for.
+        fed: how many of the sample flights were sent.
         secrets: what stands in the file of variables.
     """
 
@@ -77,9 +78,9 @@ class Stack:
         self._gates = folder / "gates"
         self._gates.mkdir()
         self._gates.chmod(0o777)  # containers run as somebody else
-        self._fed = 0
+        self.fed = 0
         variables = self.secrets | {name: str(port) for name, port in self._ports.items()}
-        variables |= {"DEDUP_IMAGE": project_image(), "DEDUP_LEASE_MS": str(LEASE_MS)}
+        variables |= {"DEDUP_IMAGE": project_image(), "DEDUP_FLIGHTS_IMAGE": project_image("flights"), "DEDUP_LEASE_MS": str(LEASE_MS)}
         variables |= {"PYTHON_IMAGE": PYTHON_IMAGE, "VALKEY_IMAGE": VALKEY_IMAGE, "MONGO_IMAGE": MONGO_IMAGE}
         variables["DEDUP_HANDLERS"] = "workers.examples.departures,tests.support.fault_handlers"
         env_file, override = folder / "env", folder / "override.yml"
@@ -170,8 +171,8 @@ class Stack:
 
     def feed(self, count: int, *, doors: tuple[str, ...] = ("broadcaster",)) -> None:
         """Send flights that were not sent before, each request to the next door that takes it."""
-        self.send(flights(count, self._fed), doors=doors)
-        self._fed += count
+        self.send(flights(count, self.fed), doors=doors)
+        self.fed += count
 
     def send(self, sending: Iterable[dict[str, Any]], *, doors: tuple[str, ...] = ("broadcaster",)) -> None:
         """Send events, in requests of 100; a door that does not take one is passed over, and asked again."""
