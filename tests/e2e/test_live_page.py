@@ -73,7 +73,7 @@ def test_an_event_lights_up_where_it_was_won_and_is_grey_where_it_was_skipped(ru
         assert all(f"skipped by {name} (" in said for name in LISTENERS if name != winner)
     cells = page.js("[...document.querySelectorAll('.column')].slice(-8).map(c => [...c.children].map(i => i.className).sort().join())")
     assert cells == ["cell skipped,cell skipped,cell won"] * 8
-    assert page.js("document.querySelector('#sampling').textContent") == "Every event is shown."
+    page.wait("document.querySelector('#sampling').textContent === 'Every event is shown.'")
     page.picture("live")
 
     # And the counters are those of the listeners
