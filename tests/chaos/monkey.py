@@ -5,12 +5,14 @@ machine's timing).
 """
 
 import random
+import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import socketio
@@ -92,22 +94,26 @@ class Monkey:
 
     def _socket(self, chance: random.Random) -> None:
         while not self.stop.wait(0.2):
-            client = socketio.SimpleClient()
+            place = urlsplit(chance.choice(list(self.urls.values())))
             try:
-                client.connect(chance.choice(list(self.urls.values())), transports=["websocket"], wait_timeout=5)
-                for _ in range(50):
-                    if self.stop.wait(0.05):
-                        break
-                    part = self._events(chance)
-                    answer = client.call("publish", part, timeout=15)
-                    if "keys" in answer:
-                        self._promise(part, answer["keys"])
-                    else:
-                        self.refused[f"socket: {answer['error']['status']}"] += 1
-            except socketio.exceptions.SocketIOError:
+                # The client leaves its connection open where the server dies amid the handshake: so the connection is ours.
+                with socket.create_connection((place.hostname or "", place.port or 0), timeout=15) as connection:
+                    self._publish(f"http://{place.netloc}", connection, chance)
+            except (OSError, socketio.exceptions.SocketIOError):
                 self.refused["socket: no answer"] += 1
-            finally:
-                client.disconnect()
+
+    def _publish(self, url: str, connection: socket.socket, chance: random.Random) -> None:
+        with socketio.SimpleClient(reconnection=False, websocket_extra_options={"socket": connection}) as client:
+            client.connect(url, transports=["websocket"], wait_timeout=5)
+            for _ in range(50):
+                if self.stop.wait(0.05):
+                    break
+                part = self._events(chance)
+                answer = client.call("publish", part, timeout=15)
+                if "keys" in answer:
+                    self._promise(part, answer["keys"])
+                else:
+                    self.refused[f"socket: {answer['error']['status']}"] += 1
 
     def _promise(self, part: list[dict[str, Any]], keys: list[str]) -> None:
         distinct = {event["id"]: event for event in part}

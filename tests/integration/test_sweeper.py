@@ -313,7 +313,7 @@ def test_g7_the_recovery_queue_is_filled_to_its_mark_oldest_first(make_place):
     swept = Swept(place)
     place.beat("listener-1")
     for number in range(5):
-        place.accept(f"k{number}", at=utc_now() - timedelta(seconds=60))
+        place.accept(f"k{number}", at=utc_now() - timedelta(seconds=60 - number))
 
     report = swept.sweep()
     assert (report.recovered, report.more) == (3, True)
