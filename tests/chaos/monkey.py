@@ -5,120 +5,76 @@ machine's timing).
 """
 
 import random
-import socket
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
-import socketio
-import socketio.exceptions
 
-from tests.support.system import System
+from app.embedded.process import ManagedProcess
+from tests.chaos.doors import HOOK_SECRET, Doors
+from tests.support.system import ROOT, System
+from tests.support.waiting import eventually
 
 LISTENERS = 3
-KINDS = ("fault.count", "fault.count", "fault.slow", "fault.mixed", "fault.wait", "plain")
+BRIDGES = ("bridge-1", "bridge-2")
 
 
 @dataclass
 class Monkey:
-    """Feeds a system and breaks it.
+    """Starts a system, feeds it and breaks it.
 
     Attributes:
-        system: two broadcasters, two bridges, three listeners, on private servers.
-        urls: where the broadcasters are.
+        system: on private servers, not started: it gets two broadcasters, two bridges that listen to a foreign feed, three listeners.
+        doors: its producers.
         did: how often each fault was made.
-        refused: answers of doors that were no promise: 503, or none at all.
     """
 
     system: System
     seed: int
-    urls: dict[str, str]
+    doors: Doors
     say: Callable[[str], None] = print
     did: Counter[str] = field(default_factory=Counter)
-    refused: Counter[str] = field(default_factory=Counter)
-    stop: threading.Event = field(default_factory=threading.Event)
-    _number: int = 0
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def start(self) -> None:
+        """Start everything, and wait until all know each other."""
+        self._start_foreign()
+        for name in self.doors.urls:
+            self._start_broadcaster(name)
+        for name in BRIDGES:
+            self._start_bridge(name)
+        for number in range(1, LISTENERS + 1):
+            self.system.start_listener(f"listener-{number}")
+        self.system.await_listeners(LISTENERS)
+        self.await_feed()
 
     def run(self, seconds: float) -> None:
-        """Feed and break for a while; then put everything right again and wait until all is finished."""
+        """Feed and break for a while; in the end everything runs again."""
         started = time.monotonic()
-        feeders = [threading.Thread(target=feed, args=(random.Random(self.seed + n),)) for n, feed in enumerate((self._http, self._socket))]
-        for feeder in feeders:
-            feeder.start()
-        try:
+        with self.doors.feeding():
             self._break(seconds, random.Random(self.seed), started)
-        finally:
-            self.stop.set()
-            for feeder in feeders:
-                feeder.join(timeout=60)
         self.say(f"{time.monotonic() - started:7.1f} s  quiet; {len(self.system.told)} keys were promised")
 
-    # ------------------------------------------------------------------------------------------------------------ doors
+    def await_feed(self) -> None:
+        """Wait until every bridge is connected to the foreign server."""
+        eventually(lambda: httpx.get(f"{self.doors.feed_url}/clients").json() == len(BRIDGES), 40, "bridges at the foreign server")
 
-    def _events(self, chance: random.Random) -> list[dict[str, Any]]:
-        """A few new events, and sometimes old ones again."""
-        made = []
-        for _ in range(chance.choice([1, 1, 5, 40])):
-            with self._lock:
-                self._number += 1
-                number = self._number
-            kind = chance.choice(KINDS)
-            data: dict[str, Any] = {"n": number}
-            if kind in ("fault.slow", "fault.wait"):
-                data["ms"] = chance.choice([5, 50])
-            if kind == "fault.mixed" and chance.random() < 0.3:
-                data |= {"do": "raise", "times": 1}
-            made.append({"type": kind, "source": "chaos", "id": str(number), "data": data})
-        told = list(self.system.told.values())[-2_000:] if chance.random() < 0.2 else []
-        return made + chance.sample(told, min(len(told), 10))
+    # -------------------------------------------------------------------------------------------------------- processes
 
-    def _http(self, chance: random.Random) -> None:
-        with httpx.Client(timeout=15) as http:
-            while not self.stop.wait(0.05):
-                part = self._events(chance)
-                try:
-                    answer = http.post(f"{chance.choice(list(self.urls.values()))}/events", json=part)
-                except httpx.TransportError:
-                    self.refused["http: no answer"] += 1
-                    continue
-                if answer.status_code == 202:
-                    self._promise(part, answer.json()["keys"])
-                else:
-                    self.refused[f"http: {answer.status_code}"] += 1
+    def _start_broadcaster(self, name: str) -> None:
+        port = self.doors.urls[name].rpartition(":")[2]
+        self.system.start_broadcaster(name, env={"DEDUP_PORT": port, "CHAOS_HOOK_SECRET": HOOK_SECRET})
 
-    def _socket(self, chance: random.Random) -> None:
-        while not self.stop.wait(0.2):
-            place = urlsplit(chance.choice(list(self.urls.values())))
-            try:
-                # The client leaves its connection open where the server dies amid the handshake: so the connection is ours.
-                with socket.create_connection((place.hostname or "", place.port or 0), timeout=15) as connection:
-                    self._publish(f"http://{place.netloc}", connection, chance)
-            except (OSError, socketio.exceptions.SocketIOError):
-                self.refused["socket: no answer"] += 1
+    def _start_bridge(self, name: str) -> None:
+        self.system.start_process(name, ["dedup", "bridge", "--from", "foreign"])
 
-    def _publish(self, url: str, connection: socket.socket, chance: random.Random) -> None:
-        with socketio.SimpleClient(reconnection=False, websocket_extra_options={"socket": connection}) as client:
-            client.connect(url, transports=["websocket"], wait_timeout=5)
-            for _ in range(50):
-                if self.stop.wait(0.05):
-                    break
-                part = self._events(chance)
-                answer = client.call("publish", part, timeout=15)
-                if "keys" in answer:
-                    self._promise(part, answer["keys"])
-                else:
-                    self.refused[f"socket: {answer['error']['status']}"] += 1
-
-    def _promise(self, part: list[dict[str, Any]], keys: list[str]) -> None:
-        distinct = {event["id"]: event for event in part}
-        assert len(keys) == len(distinct), "one key for each distinct event"
-        self.system.told.update(zip(keys, distinct.values(), strict=True))
+    def _start_foreign(self) -> None:
+        port = self.doors.feed_url.rpartition(":")[2]
+        argv = ["python", "-m", "tests.support.foreign_server", port]
+        process: ManagedProcess = self.system.spawn("foreign", argv, cwd=ROOT)
+        self.system.processes["foreign"] = process
+        eventually(lambda: _answers(f"{self.doors.feed_url}/clients"), 20, process.log_tail)
 
     # ----------------------------------------------------------------------------------------------------------- faults
 
@@ -128,6 +84,7 @@ class Monkey:
             ("pause a listener", self._pause_listener),
             ("kill a bridge", self._kill_bridge),
             ("kill a broadcaster", self._kill_broadcaster),
+            ("kill the foreign server", self._kill_foreign),
             ("flush Redis", self._flush),
             ("pause Redis", self._pause_redis),
             ("kill Redis", self._kill_redis),
@@ -154,17 +111,20 @@ class Monkey:
         process.resume()
 
     def _kill_bridge(self, chance: random.Random) -> None:
-        name = chance.choice(["bridge-1", "bridge-2"])
+        name = chance.choice(BRIDGES)
         self.system.processes[name].kill()
         time.sleep(chance.choice([0, 2]))
-        self.system.start_bridge(name)
+        self._start_bridge(name)
 
     def _kill_broadcaster(self, chance: random.Random) -> None:
-        name = chance.choice(list(self.urls))
+        name = chance.choice(list(self.doors.urls))
         self.system.processes[name].kill()
-        port = self.urls[name].rpartition(":")[2]
         (self.system.folder / f"{name}.log").write_text("")
-        self.system.start_broadcaster(name, env={"DEDUP_PORT": port})
+        self._start_broadcaster(name)
+
+    def _kill_foreign(self, _: random.Random) -> None:
+        self.system.processes["foreign"].kill()
+        self._start_foreign()
 
     def _flush(self, _: random.Random) -> None:
         self.system.redis.flushall()
@@ -196,3 +156,10 @@ class Monkey:
         if primary is not None:
             with primary.client() as client:
                 client.admin.command("replSetStepDown", 5, force=True)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url).status_code == 200
+    except httpx.TransportError:
+        return False

@@ -15,7 +15,7 @@ def test_two_bridges_on_one_feed(system: System) -> None:
     foreign = system.spawn("foreign", ["python", "-m", "tests.support.foreign_server", str(port)], cwd=ROOT)
     system.start_broadcaster()
     argv = ["dedup", "bridge", "--from", url, "--event", "tick", "--type", "'fault.count'", "--key", "n", "--source", "'foreign'"]
-    bridges: list[ManagedProcess] = [system._start(name, argv) for name in ("bridge-1", "bridge-2")]
+    bridges: list[ManagedProcess] = [system.start_process(name, argv) for name in ("bridge-1", "bridge-2")]
     system.start_listener("listener-1")
     system.await_listeners(1)
     eventually(lambda: httpx.get(f"{url}/clients").json() == 2, 15, foreign.log_tail)

@@ -80,20 +80,21 @@ class System:
 
     def start_broadcaster(self, name: str = "broadcaster", *, env: Mapping[str, str] | None = None) -> ManagedProcess:
         """Start a broadcaster; its URL becomes the one that events are sent to."""
-        process = self._start(name, ["python", "-m", "broadcaster"], env)
+        process = self.start_process(name, ["python", "-m", "broadcaster"], env)
         self.url = eventually(lambda: ready_url(process), 20, process.log_tail)
         return process
 
     def start_bridge(self, name: str = "bridge", *, env: Mapping[str, str] | None = None) -> ManagedProcess:
         """Start a bridge."""
-        return self._start(name, ["python", "-m", "broadcaster.bridge"], env)
+        return self.start_process(name, ["python", "-m", "broadcaster.bridge"], env)
 
     def start_listener(self, name: str, *options: str, node: str = "%h", env: Mapping[str, str] | None = None) -> ManagedProcess:
         """Start a listener as a user does; ``options`` are Celery's."""
         argv = ["celery", "-A", "app", "worker", "-n", f"{name}@{node}", "--without-mingle", "--without-gossip", *options]
-        return self._start(f"{name}-{node.strip('%')}", argv, env)
+        return self.start_process(f"{name}-{node.strip('%')}", argv, env)
 
-    def _start(self, name: str, argv: Sequence[str], env: Mapping[str, str] | None = None) -> ManagedProcess:
+    def start_process(self, name: str, argv: Sequence[str], env: Mapping[str, str] | None = None) -> ManagedProcess:
+        """Start any of this project's processes, with this system's settings."""
         ours = {"PYTHONPATH": str(ROOT), "DEDUP_TEST_GATES": str(self.folder / "gates")}
         process = self.spawn(name, argv, settings=self.settings, env=ours | dict(env or {}))
         self.processes[name] = process
