@@ -11,7 +11,7 @@ import structlog
 
 from app.claims.store import Answer, ClaimStore, Held, new_claim_id
 from app.errors import ClaimsUnavailable
-from app.events.policies import Policy
+from app.events.policy import Policy
 from app.messages import Delivery
 from app.stores.failures import Failure, Origin
 from app.stores.progress import Pair

@@ -21,7 +21,7 @@ from app.errors import PolicyError
 from app.events.expressions import compile_expression
 from app.events.hook_file import hooks_in
 from app.events.hooks import Hook
-from app.events.policies import CONTENT_HASH, Policy
+from app.events.policy import CONTENT_HASH, Policy
 from app.events.source_file import sources_in
 from app.events.sources import Source
 from app.settings import Settings

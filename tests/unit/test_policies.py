@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from app.errors import InvalidEvent, PolicyError
 from app.events.expressions import compile_expression
-from app.events.policies import Policies, Policy
+from app.events.policies import Policies
+from app.events.policy import Policy
 from app.settings import Settings
 
 SETTINGS = Settings(redis_url="redis://x", broker_url="redis://x", mongo_url="mongodb://x/d")
