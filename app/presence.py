@@ -25,6 +25,7 @@ from app.naming import MESSAGE_VERSION
 from app.stores.mongo import Document
 from app.stores.mongo import translated as mongo_translated
 from app.stores.records import utc_now
+from app.totals import Totals
 
 
 class Beat(msgspec.Struct, frozen=True):
@@ -80,6 +81,7 @@ class Presence:
 
     def __init__(self, client: Client, deployment: str) -> None:
         self._client = client
+        self._deployment = deployment
         self._key = f"dedup:{{{deployment}}}:=nodes"
         self._sweeper_key = f"dedup:{{{deployment}}}:=sweeper"
         self._unreadable: set[bytes] = set()
@@ -133,7 +135,7 @@ class Presence:
         return sorted({beats[field].listener for field in gone} - left)
 
     def drop(self, name: str) -> None:
-        """Remove the nodes of a listener.
+        """Remove the nodes of a listener, and what it counted.
 
         Raises:
             ClaimsUnavailable: Redis is away.
@@ -142,6 +144,7 @@ class Presence:
             beats = self._beats(cast(dict[bytes, bytes], self._client.hgetall(self._key)))
             if gone := [field for field, beat in beats.items() if beat.listener == name]:
                 self._client.hdel(self._key, *gone)
+        Totals(self._client, self._deployment).forget([name])
 
     def _beats(self, found: dict[bytes, bytes]) -> dict[bytes, Beat]:
         """The heartbeats that can be read, by field. One that cannot is another version's: said once, and left alone."""
@@ -164,6 +167,16 @@ class Presence:
         with translated():
             self._client.set(self._sweeper_key, self.now_ms())
 
+    def swept_at_ms(self) -> int | None:
+        """When a sweep last succeeded, in ms of Redis' clock, or None when Redis knows of none.
+
+        Raises:
+            ClaimsUnavailable: Redis is away.
+        """
+        with translated():
+            found = cast(bytes | None, self._client.get(self._sweeper_key))
+        return None if found is None else int(found)
+
     def swept_before_ms(self) -> int | None:
         """How long ago a sweep last succeeded, or None when Redis knows of none.
 
@@ -171,8 +184,8 @@ class Presence:
             ClaimsUnavailable: Redis is away.
         """
         with translated():
-            found = cast(bytes | None, self._client.get(self._sweeper_key))
-            return None if found is None else max(0, self.now_ms() - int(found))
+            swept_at_ms = self.swept_at_ms()
+            return None if swept_at_ms is None else max(0, self.now_ms() - swept_at_ms)
 
 
 def remember_listener(db: Database[Document], name: str) -> None:

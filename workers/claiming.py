@@ -19,14 +19,15 @@ def claim(run: Run, events: list[Key3], sessions: Sessions, *, lease_ms: int) ->
         ClaimsUnavailable: Redis is away.
     """
     try:
-        answers = run.claims.claim(
-            [key for key, _, _ in events],
-            [digest for _, digest, _ in events],
-            claim_id=run.claim_id,
-            owner=run.listener,
-            lease_ms=lease_ms,
-            sessions=[sessions.id_for(key) for key, _, _ in events] if sessions.plain else (),
-        )
+        with run.runtime.measures.timing("claim", run.delivery.deployment):
+            answers = run.claims.claim(
+                [key for key, _, _ in events],
+                [digest for _, digest, _ in events],
+                claim_id=run.claim_id,
+                owner=run.listener,
+                lease_ms=lease_ms,
+                sessions=[sessions.id_for(key) for key, _, _ in events] if sessions.plain else (),
+            )
     except ClaimsUnavailable:
         run.held.update((key, digest) for key, digest, _ in events)  # some may be claimed: they are given back at the end
         raise
@@ -44,6 +45,8 @@ def claim(run: Run, events: list[Key3], sessions: Sessions, *, lease_ms: int) ->
             run.tally.skip(answer.outcome, answer.owner, event[0])
     if won:
         run.log.debug("claim.won", events=len(won))
+    if taken_over := sum(answer.taken_over for _, answer in won):
+        run.runtime.measures.took_over(run.delivery.deployment, taken_over)
     return won, conflicting
 
 

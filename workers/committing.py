@@ -249,6 +249,7 @@ def _won(run: Run, works: Sequence[Work]) -> None:
         return
     run.confirm(work.pair for work in works)
     run.tally.win([work.entry.key for work in works])
+    run.runtime.measures.committed(run.delivery, len(works))
     failed_before = [work.pair for work in works if work.failure is not None]
     for work in works:
         work.started = False

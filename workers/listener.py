@@ -19,7 +19,9 @@ from celery.signals import (
     setup_logging,
     task_received,
     worker_process_init,
+    worker_process_shutdown,
     worker_ready,
+    worker_shutdown,
     worker_shutting_down,
 )
 from kombu import Exchange, Queue
@@ -37,6 +39,7 @@ from app.stores.ledger import Ledger
 from app.stores.meta import deployment_id
 from workers.ending import ending
 from workers.handlers import load_handlers, registry
+from workers.runtime import end_current
 
 log = structlog.get_logger()
 
@@ -191,6 +194,13 @@ def forget_parent(**_: Any) -> None:
     """In a child of the pool: its clients are made anew at the first task."""
     global _heart  # noqa: PLW0603 - signals have no other place to keep it
     _heart = None
+
+
+@worker_process_shutdown.connect
+@worker_shutdown.connect
+def tell_the_last(**_: Any) -> None:
+    """At the end of a child of the pool, and of the worker: its last numbers."""
+    end_current()
 
 
 @setup_logging.connect

@@ -35,6 +35,7 @@ def process(runtime: Runtime, delivery: Delivery) -> Tally:
     run = Run(runtime, delivery, runtime.claims_of(delivery.deployment))
     run.tally.sample = runtime.outcomes.sample(delivery)
     events = delivery.events
+    run.tally.several_types = len(delivery.types) > 1
     if any(runtime.handlers.for_type(kind) for kind in delivery.types):
         events = rotated(events, runtime.listener)
     try:
@@ -53,6 +54,7 @@ def process(runtime: Runtime, delivery: Delivery) -> Tally:
         run.release(list(run.held))
     run.tally.left = len(events) - run.tally.won - run.tally.skipped - run.tally.failed
     runtime.outcomes.tell(delivery.deployment, run.tally)
+    runtime.measures.count(delivery, run.tally)
     return run.tally
 
 
@@ -72,7 +74,9 @@ def _process_slice(run: Run, events: list[Key3]) -> None:
                 quarantine(run, [(entries[k, d], a.digest) for (k, d, _), a in conflicting if (k, d) in entries])
                 works = check(run, [(entries[k, d], a) for (k, d, _), a in won if (k, d) in entries])
                 started = time.monotonic()
-                commit(run, works, sessions)
+                if works:
+                    with run.runtime.measures.timing("commit", run.delivery.deployment):
+                        commit(run, works, sessions)
                 _note_pace(run, events, len(works), started)
         finally:
             run.release(list(run.held))

@@ -26,12 +26,21 @@ class Renewal:
     Args:
         renew_ms: time between two calls.
         on_hang: called once when a run has outlived its time by ``hang_grace_s``; None for nothing.
+        on_lost: called with the deployment for each claim that another was seen to hold.
     """
 
-    def __init__(self, renew_ms: int, *, hang_grace_s: float = 10.0, on_hang: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        renew_ms: int,
+        *,
+        hang_grace_s: float = 10.0,
+        on_hang: Callable[[], None] | None = None,
+        on_lost: Callable[[str], None] = lambda _deployment: None,
+    ) -> None:
         self._every_s = renew_ms / 1000
         self._hang_grace_s = hang_grace_s
         self._on_hang = on_hang
+        self._on_lost = on_lost
         self._lock = threading.Lock()
         self._held: dict[tuple[str, str], tuple[ClaimStore, Held]] = {}
         self._lost: set[tuple[str, str]] = set()
@@ -115,6 +124,7 @@ class Renewal:
                         if self._held.pop(one, None) is not None:
                             self._lost.add(one)
                             log.warning("claim.lost", key=claim.key, token=claim.token)
+                            self._on_lost(store.deployment)
             self._give_back_dropped(store, [claim for (_, _, claim), kept in zip(group, answers, strict=True) if kept])
 
     def _give_back_dropped(self, store: ClaimStore, claims: Sequence[Held]) -> None:

@@ -23,6 +23,7 @@ from app.stores.pauses import Pauses
 from workers.ending import ending
 from workers.handlers import Registry, registry
 from workers.loop import LoopThread
+from workers.measures import Measures
 from workers.outcomes import Outcomes
 from workers.pace import Pace
 from workers.renewal import Renewal, kill_this_process
@@ -36,6 +37,7 @@ class Runtime:
         unended: (key, digest, token) of solo runs that an outage ended, and whose start may still be counted in ``failures``.
         ending: whether this listener ends, and slices that have not begun are to be left.
         outcomes: tells whoever has a live page open.
+        measures: counts for the metrics.
         alone: held while a suspect runs, so that only one at a time can take the process down.
     """
 
@@ -52,6 +54,7 @@ class Runtime:
     renewal: Renewal
     pace: Pace
     outcomes: Outcomes
+    measures: Measures
     ending: Callable[[], bool] = lambda: False
     unended: list[tuple[str, str, int]] = field(default_factory=list)
     loop: LoopThread = field(default_factory=LoopThread)
@@ -74,6 +77,7 @@ class Runtime:
         """
         db = mongo.connect(settings, role=listener)
         redis = claims.connect(settings)
+        measures = Measures(redis, listener, every_s=settings.heartbeat_ms / 1000)
         return cls(
             settings=settings,
             listener=listener,
@@ -85,9 +89,15 @@ class Runtime:
             pauses=Pauses(db),
             policies=Policies.load(settings.policies, settings),
             handlers=handlers,
-            renewal=Renewal(settings.renew_ms, hang_grace_s=settings.lease_ms / 1000, on_hang=kill_this_process if in_pool else None),
+            renewal=Renewal(
+                settings.renew_ms,
+                hang_grace_s=settings.lease_ms / 1000,
+                on_hang=kill_this_process if in_pool else None,
+                on_lost=measures.lost,
+            ),
             pace=Pace(settings.slice_target_ms),
             outcomes=Outcomes(redis, listener),
+            measures=measures,
         )
 
     def claims_of(self, deployment: str) -> ClaimStore:
@@ -107,6 +117,7 @@ class Runtime:
         """Close the clients."""
         self.renewal.close()
         self.outcomes.close()
+        self.measures.close()
         if self._async_db is not None:
             self.loop.run(self._async_db.client.close())
         self.loop.close()
@@ -127,3 +138,9 @@ def current(settings: Settings, listener: str, *, in_pool: bool) -> Runtime:
                 _current = Runtime.build(settings, listener, in_pool=in_pool)
                 _current.ending = ending.begun
     return _current
+
+
+def end_current() -> None:
+    """At the end of this process: add the last of what it counted."""
+    if _current is not None:
+        _current.measures.close()

@@ -6,10 +6,12 @@
 
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
+
+from app.messages import Delivery
 
 _RESULT = "; result "
 _SHOWN_CHARACTERS = 200
@@ -28,6 +30,7 @@ class Tally:
         left: given back unfinished, for the sweeper to send again.
         result: what the handler returned, where the task was about a single event that is done.
         sample: keys whose outcome somebody watches; what became of them is in ``seen``, as ``(key, outcome, why)``.
+        several_types: whether the delivery has events of several types; then their keys are kept in ``noted``, by outcome.
     """
 
     won: int = 0
@@ -38,6 +41,8 @@ class Tally:
     result: Any = None
     sample: frozenset[str] = frozenset()
     seen: list[tuple[str, str, str]] = field(default_factory=list)
+    several_types: bool = False
+    noted: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     @property
     def skipped(self) -> int:
@@ -49,6 +54,8 @@ class Tally:
         self.won += len(keys)
         if self.sample:
             self.seen += [(key, "won", "") for key in keys if key in self.sample]
+        if self.several_types:
+            self.noted["won"] += keys
 
     def skip(self, how: str, who: str, key: str) -> None:
         """Count an event that ``who`` has: ``how`` is ``busy`` or ``done``, or ``in failures:`` with its state there."""
@@ -56,6 +63,8 @@ class Tally:
         self.by[why] += 1
         if key in self.sample:
             self.seen.append((key, "skipped", why))
+        if self.several_types:
+            self.noted["skipped"].append(key)
 
     def fail(self, reason: str, key: str) -> None:
         """Count an event that went to ``failures``."""
@@ -63,6 +72,23 @@ class Tally:
         self.reasons[reason] += 1
         if key in self.sample:
             self.seen.append((key, "failed", reason))
+        if self.several_types:
+            self.noted[reason].append(key)
+
+    def by_type(self, delivery: Delivery) -> dict[tuple[str, str], int]:
+        """Events by (outcome, type): ``won``, ``skipped``, ``left``, and for the failed ones their reasons."""
+        if not self.several_types:
+            of_all = {"won": self.won, "skipped": self.skipped, "left": self.left, **self.reasons}
+            return {(outcome, delivery.types[0]): events for outcome, events in of_all.items() if events}
+        types = [delivery.types[number] for number in delivery.type_of or ()]
+        type_of = dict(zip(delivery.keys, types, strict=True))
+        left = Counter(types)
+        found: dict[tuple[str, str], int] = {}
+        for outcome, keys in self.noted.items():
+            for kind, events in Counter(map(type_of.__getitem__, keys)).items():
+                found[outcome, kind] = events
+                left[kind] -= events
+        return found | {("left", kind): events for kind, events in left.items() if events > 0}
 
     def __str__(self) -> str:
         parts = []

@@ -21,6 +21,7 @@ from app.stores.meta import deployment_id
 from app.stores.mongo import Document
 from app.stores.pauses import Pauses
 from app.stores.records import utc_now
+from app.totals import Totals
 from broadcaster.roster import Roster
 from broadcaster.sending import Sender
 from broadcaster.sweeper.outbox import Outbox
@@ -157,5 +158,6 @@ class Sweeper:
             self._sender.delete_queue(queue_of(name))
             log.info("listener.retired", listener=name, silent_for_s=self._settings.listener_retire_s)
         if gone:
+            Totals(self._redis, self._deployment).forget(gone)
             forget_listeners(self._db, gone)
         return gone

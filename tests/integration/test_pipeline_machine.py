@@ -217,7 +217,7 @@ class History(RuleBasedStateMachine):
         if what == "loses everything":
             redis.flushdb()
         elif what == "is dumped":
-            self.dump = {name: (redis.get(name), redis.pttl(name)) for name in redis.keys("dedup:*")}
+            self.dump = {name: (redis.get(name), redis.pttl(name)) for name in redis.keys("dedup:{*}:[^=]*")}
         elif what == "goes back to its dump" and self.dump is not None:
             redis.flushdb()
             for name, (value, pttl) in self.dump.items():
@@ -344,7 +344,7 @@ class History(RuleBasedStateMachine):
     def _told(self, what: str) -> str:
         failures = [{k: v for k, v in d.items() if k not in {"body", "error"}} for d in self.db["failures"].find()]
         ledger = [{k: d[k] for k in ("_id", "digest", "listener", "token")} for d in self.db["events"].find()]
-        claims = {name: self.world.redis.get(name) for name in self.world.redis.keys("dedup:*")}
+        claims = {name: self.world.redis.get(name) for name in self.world.redis.keys("dedup:{*}:[^=]*")}
         inbox = [(d["_id"], d["forwards"], [(e["key"], e["digest"]) for e in d["events"]]) for d in self.db["inbox"].find()]
         return f"{what}\naccepted {self.accepted}\ninbox {inbox}\nfailures {failures}\nledger {ledger}\nclaims {claims}"
 

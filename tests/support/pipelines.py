@@ -151,7 +151,7 @@ class Plant:
         self.db["failures"].update_many({}, {"$inc": {"token": HOUR_MS * 1000}})
 
     def _rewrite(self, *, deadline_ms: int, token_us: int) -> None:
-        for name in self.redis.keys("dedup:*"):
+        for name in self.redis.keys("dedup:{*}:[^=]*"):
             parts = (self.redis.get(name) or "").split("|")
             if parts[0] == "P":
                 parts[3], parts[4] = str(int(parts[3]) + token_us), str(int(parts[4]) + deadline_ms)
@@ -188,7 +188,7 @@ class Plant:
 
     def claim_states(self) -> dict[str, str]:
         """``processing by listener-1``, ``done by listener-2`` by key."""
-        keys = [name.partition("}:")[2] for name in self.redis.keys("dedup:*")]
+        keys = [name.partition("}:")[2] for name in self.redis.keys("dedup:{*}:[^=]*")]
         return {k: f"{f.state} by {f.owner}" for k, f in zip(keys, self.claims.inspect(keys), strict=True) if f is not None}
 
 

@@ -18,6 +18,8 @@ from workers.renewal import Renewal
 class Store:
     """Answers renewals, and remembers them."""
 
+    deployment = "test"
+
     def __init__(self) -> None:
         self.calls: list[list[str]] = []
         self.released: list[str] = []
