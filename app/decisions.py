@@ -24,7 +24,7 @@ from pymongo.errors import DuplicateKeyError
 from app.errors import PermanentError
 from app.naming import MESSAGE_VERSION
 from app.stores.failures import Failures, failure_id
-from app.stores.ledger import Ledger
+from app.stores.ledger import Committed, Ledger
 from app.stores.mongo import RAW, Document, translated
 from app.stores.records import utc_now
 
@@ -64,7 +64,7 @@ class Decisions:
             StoreUnavailable: MongoDB is away.
         """
         self._must_exist(key, digest)
-        committed = self.ledger.find([key]).get(key)
+        committed = self._committed(key)
         if committed is not None:
             if digest in committed.digests:
                 self.failures.remove([(key, digest)])
@@ -74,7 +74,8 @@ class Decisions:
         again = {"state": "retrying", "attempts": 0, "starts": 0, "due_at": now, "sent_until": None, "updated_at": now}
         me = failure_id(key, digest)
         with translated("retrying a failure"):
-            self.failures.collection.update_many({"key": key, "_id": {"$ne": me}}, {"$unset": {"preferred": ""}})
+            others = {"key": key, "_id": {"$ne": me}, "v": MESSAGE_VERSION}
+            self.failures.collection.update_many(others, {"$unset": {"preferred": ""}})
             self.failures.collection.update_one({"_id": me}, {"$set": again | {"preferred": True}})
         return "will be tried again"
 
@@ -93,14 +94,14 @@ class Decisions:
     def keep_old(self, key: str, digest: str) -> str:
         """Let the committed content stand, and refuse this one whenever it comes again."""
         self._must_be_conflict(key, digest)
-        if self.ledger.find([key]).get(key) is None:
+        if self._committed(key) is None:
             raise DecisionRefused(f"nothing is committed for {key} yet: wait until it is, or discard or retry this content")
         return self._refuse_content(key, digest)
 
     def accept_new(self, key: str, digest: str) -> str:
         """Let this content stand in place of the committed one; the old digest is kept as superseded."""
         failure = self._must_be_conflict(key, digest)
-        committed = self.ledger.find([key]).get(key)
+        committed = self._committed(key)
         if committed is None:
             raise DecisionRefused(f"nothing is committed for {key} yet: retry this content, or wait for the other one")
         if digest == committed.digest:
@@ -108,7 +109,7 @@ class Decisions:
             return "it stands already"
         with translated("accepting new content"):
             changed = self.ledger.collection.update_one(
-                {"_id": key, "digest": committed.digest},
+                {"_id": key, "v": MESSAGE_VERSION, "digest": committed.digest},
                 {
                     "$set": {"digest": digest, "body": failure["body"], "type": failure["type"], "decided_at": utc_now()},
                     "$addToSet": {"superseded": committed.digest},
@@ -121,7 +122,7 @@ class Decisions:
         return "accepted in place of the old content"
 
     def _refuse_content(self, key: str, digest: str) -> str:
-        committed = self.ledger.find([key]).get(key)
+        committed = self._committed(key)
         if committed is not None and committed.digest == digest:
             self.failures.remove([(key, digest)])
             raise DecisionRefused(f"a commit came first: {key} has been processed with this very content by {committed.listener}")
@@ -130,12 +131,22 @@ class Decisions:
         self.failures.remove([(key, digest)])
         return "refused; the committed content stands"
 
+    def _committed(self, key: str) -> Committed | None:
+        found = self.ledger.find([key]).get(key)
+        if found is not None and not found.known:
+            raise DecisionRefused(
+                f"{key} was committed by another version of this software, which this one does not know: upgrade it first"
+            )
+        return found
+
     def _must_exist(self, key: str, digest: str) -> Any:
         raw = self.failures.collection.with_options(codec_options=RAW)
         with translated("reading a failure"):
             found: RawBSONDocument | None = raw.find_one({"_id": failure_id(key, digest)})
         if found is None:
             raise DecisionRefused(f"there is no failure of {key} with digest {digest}")
+        if found["v"] != MESSAGE_VERSION:
+            raise DecisionRefused(f"the failure of {key} has version {found['v']}, this software knows {MESSAGE_VERSION}: upgrade it first")
         return found
 
     def _must_be_conflict(self, key: str, digest: str) -> Any:

@@ -10,7 +10,7 @@ from app.claims.store import Answer
 from app.stores.failures import Failure, ahead_of
 from app.stores.progress import Pair
 from app.stores.records import Entry, utc_now
-from workers.failing import quarantine, store_stale
+from workers.failing import quarantine, refuse, store_stale
 from workers.run import SUSPECT_FORWARDS, Key3, Run, Work
 
 
@@ -35,7 +35,7 @@ def fetch(run: Run, events: list[Key3]) -> dict[Pair, Entry] | None:
 
 
 def check(run: Run, won: list[tuple[Entry, Answer]]) -> list[Work]:
-    """Sort out what is finished, in conflict, not due or too old; the rest is to be handled.
+    """Sort out what is finished, in conflict, not due, too old, or noted by another version; the rest is to be handled.
 
     Raises:
         StoreUnavailable, CommitUnknown: MongoDB is away.
@@ -48,19 +48,22 @@ def check(run: Run, won: list[tuple[Entry, Answer]]) -> list[Work]:
     works: list[Work] = []
     done: list[Entry] = []
     stale: list[Entry] = []
+    unreadable: list[str] = []
     conflicts: list[tuple[Entry, str]] = []
     for entry, answer in won:
         committed = ledger.get(entry.key)
-        if committed is not None:
+        found = failures.get(entry.key, [])
+        if committed is not None and committed.known:
             if entry.digest in committed.digests:
                 done.append(entry)
                 run.tally.skip("done", committed.listener, entry.key)
             else:
                 conflicts.append((entry, committed.digest))
             continue
-        found = failures.get(entry.key, [])
         own = next((f for f in found if f.digest == entry.digest), None)
-        if (other := ahead_of(found, entry.digest)) is not None:
+        if committed is not None or any(not f.known for f in found):
+            unreadable.append(entry.key)
+        elif (other := ahead_of(found, entry.digest)) is not None:
             conflicts.append((entry, other.digest))
         elif own is not None and own.state != "retrying":
             run.confirm([(entry.key, entry.digest)])
@@ -80,6 +83,7 @@ def check(run: Run, won: list[tuple[Entry, Answer]]) -> list[Work]:
     run.complete(entry.key for entry in done)
     quarantine(run, conflicts)
     store_stale(run, stale)
+    refuse(run, unreadable)
     return works
 
 

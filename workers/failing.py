@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Sequence
 
 from app.errors import TransientError
+from app.naming import MESSAGE_VERSION
 from app.stores.failures import Problem, ahead_of
 from app.stores.mongo import end_transactions
 from app.stores.progress import Pair
@@ -82,8 +83,12 @@ def quarantine(run: Run, conflicts: Sequence[tuple[Entry, str]]) -> None:
     failures = run.runtime.failures.of_keys(keys)
     ledger = run.runtime.ledger.find(keys)
     unproved: list[tuple[str, str]] = []
+    unreadable: list[str] = []
     for entry, seen in conflicts:
         committed = ledger.get(entry.key)
+        if (committed is not None and not committed.known) or any(not f.known for f in failures.get(entry.key, ())):
+            unreadable.append(entry.key)
+            continue
         other = ahead_of(failures.get(entry.key, []), entry.digest)
         ignore = run.runtime.policies.of(entry.type).on_conflict == "ignore"
         if committed is not None and entry.digest in committed.digests:
@@ -98,7 +103,15 @@ def quarantine(run: Run, conflicts: Sequence[tuple[Entry, str]]) -> None:
         elif not ignore or other.state == "dead":
             _store_conflict(run, entry, other.digest)
         run.release([entry.key])
+    refuse(run, unreadable)
     _let_go(run, unproved)
+
+
+def refuse(run: Run, keys: Sequence[str]) -> None:
+    """Leave events of whose keys another version of this software has noted something: only it can tell what."""
+    if keys:
+        run.log.error("event.refused", events=len(keys), first=keys[0], known=MESSAGE_VERSION, reason="a record of another version")
+        run.release(keys)
 
 
 def _let_go(run: Run, unproved: Sequence[Pair]) -> None:

@@ -3,6 +3,7 @@
 | field | type | meaning |
 |---|---|---|
 | ``_id`` | str | ``<key>#<digest>`` |
+| ``v`` | int | version of this form; a document of another one is left alone, and its event with it |
 | ``state`` | str | ``retrying``, ``dead``, ``conflict``, ``malformed``, ``stale`` |
 | ``key, digest, type, body`` | | the event |
 | ``attempts`` | int | handler runs that raised |
@@ -21,7 +22,7 @@ wins: a document whose (key, digest) is in the ledger is garbage, and removed by
 """
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -38,6 +39,10 @@ from app.stores.records import Entry, entry_from, utc_now
 
 BLOCKING = ("retrying", "dead")
 """States in which another digest of the same key is in conflict with this one."""
+
+UNKNOWN = "unknown"
+"""Stands as state of what another version of this software wrote: nobody here can tell what it says."""
+_NEVER = datetime.fromtimestamp(0, UTC)
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -56,6 +61,11 @@ class Failure(msgspec.Struct, frozen=True):
     preferred: bool = False
 
     @property
+    def known(self) -> bool:
+        """Whether this software can read it; else nothing may be decided about its key."""
+        return self.state != UNKNOWN
+
+    @property
     def order(self) -> tuple[bool, datetime, str]:
         """Which of several contents of a key comes first: the one an operator chose, else the one that failed first."""
         return not self.preferred, self.first_failed_at, self.digest
@@ -69,7 +79,7 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 _STATE = dict.fromkeys(
-    ("key", "digest", "state", "attempts", "starts", "due_at", "first_failed_at", "accepted_at", "token", "batch", "preferred"), 1
+    ("v", "key", "digest", "state", "attempts", "starts", "due_at", "first_failed_at", "accepted_at", "token", "batch", "preferred"), 1
 )
 
 
@@ -100,9 +110,9 @@ class Failures:
         return by_key
 
     def fetch(self, pairs: Iterable[tuple[str, str]]) -> dict[str, tuple[Entry, Failure]]:
-        """The failures of ``(key, digest)`` pairs with their bodies, by id."""
+        """The failures of ``(key, digest)`` pairs with their bodies, by id; those of other versions are left out."""
         with translated("fetching failures"):
-            found = self._raw.find({"_id": {"$in": [failure_id(k, d) for k, d in pairs]}})
+            found = self._raw.find({"_id": {"$in": [failure_id(k, d) for k, d in pairs]}, "v": MESSAGE_VERSION})
             return {d["_id"]: (entry_from(d), _failure(d)) for d in found}
 
     def record_attempt(
@@ -119,7 +129,7 @@ class Failures:
             counts: whether it is an attempt (``RetryLater`` is none).
 
         Returns:
-            False when a later winner (with a higher token) has written already; then nothing is changed.
+            False when a later winner (with a higher token) has written already, or another version; then nothing is changed.
         """
         now = self.now()
         fields: Document = {
@@ -138,7 +148,7 @@ class Failures:
         """Count a solo run before it begins; should it never end, it is due again after ``due_ms``.
 
         Returns:
-            The failure with its new counts, or None when a later winner has written already.
+            The failure with its new counts, or None when a later winner has written already, or another version.
         """
         fields: Document = {"state": "retrying", "due_at": self.now() + timedelta(milliseconds=due_ms), "solo": origin.token}
         if not self._advance(entry, origin, fields, {"attempts": 0, "starts": 1}, default_reason="a run that has not ended"):
@@ -154,7 +164,7 @@ class Failures:
         """
         with translated("recording a failure"):
             self.collection.update_one(
-                {"_id": failure_id(key, digest), "state": "retrying", "solo": token},
+                {"_id": failure_id(key, digest), "v": MESSAGE_VERSION, "state": "retrying", "solo": token},
                 {"$inc": {"starts": -1}, "$set": {"due_at": self.now(), "sent_until": None}, "$unset": {"solo": ""}},
             )
 
@@ -182,6 +192,7 @@ class Failures:
             update["$unset"] = {"solo": ""}
         query: Document = {
             "_id": failure_id(entry.key, entry.digest),
+            "v": MESSAGE_VERSION,
             "token": {"$lte": origin.token},
             "state": {"$in": ["retrying", "dead"]},
         }
@@ -231,14 +242,14 @@ class Failures:
     def _finalize(self, entries: Sequence[tuple[Entry, "Origin", str, Document]], now: datetime) -> None:
         for entry, _, state, more in entries:
             self.collection.update_one(
-                {"_id": failure_id(entry.key, entry.digest), "state": "retrying"},
+                {"_id": failure_id(entry.key, entry.digest), "v": MESSAGE_VERSION, "state": "retrying"},
                 {"$set": {"state": state, "due_at": None, "sent_until": None, "updated_at": now, **more}},
             )
 
     def due(self, limit: int, *, now: datetime | None = None) -> list[Document]:
         """Failures whose next attempt is due: ``{key, digest, type, batch, accepted_at, starts, attempts, due_at}``."""
         now = now or self.now()
-        query = {"state": "retrying", "due_at": {"$lte": now}, "sent_until": {"$not": {"$gt": now}}}
+        query = {"v": MESSAGE_VERSION, "state": "retrying", "due_at": {"$lte": now}, "sent_until": {"$not": {"$gt": now}}}
         fields = _STATE | {"type": 1}
         with translated("reading due failures"):
             return list(self.collection.find(query, fields).sort("due_at", ASCENDING).limit(limit))
@@ -247,20 +258,23 @@ class Failures:
         """Note that due failures were sent: they come up again after ``by_ms`` if nothing happens to them."""
         with translated("postponing failures"):
             self.collection.update_many(
-                {"_id": {"$in": [failure_id(k, d) for k, d in pairs]}, "state": "retrying"},
+                {"_id": {"$in": [failure_id(k, d) for k, d in pairs]}, "v": MESSAGE_VERSION, "state": "retrying"},
                 {"$set": {"sent_until": self.now() + timedelta(milliseconds=by_ms)}},
             )
 
-    def scan(self, after: str, limit: int) -> list[tuple[str, str]]:
-        """``(key, digest)`` of failures in any state, in the order of their ids, from behind the id ``after``."""
+    def scan(self, after: str, limit: int) -> list[Document]:
+        """``{_id, v, key, digest}`` of failures in any state, in the order of their ids, from behind the id ``after``."""
         with translated("looking through failures"):
-            found = self.collection.find({"_id": {"$gt": after}}, {"key": 1, "digest": 1}).sort("_id", ASCENDING).limit(limit)
-            return [(document["key"], document["digest"]) for document in found]
+            found = self.collection.find({"_id": {"$gt": after}}, {"v": 1, "key": 1, "digest": 1})
+            return list(found.sort("_id", ASCENDING).limit(limit))
 
     def remove(self, pairs: Sequence[tuple[str, str]]) -> int:
-        """Remove failures that the ledger refutes: their (key, digest) is committed. Returns how many were there."""
+        """Remove failures that the ledger refutes: their (key, digest) is committed. Returns how many were there.
+
+        Those of other versions stay, for a process that knows them.
+        """
         with translated("removing refuted failures"):
-            done = self.collection.delete_many({"_id": {"$in": [failure_id(k, d) for k, d in pairs]}})
+            done = self.collection.delete_many({"_id": {"$in": [failure_id(k, d) for k, d in pairs]}, "v": MESSAGE_VERSION})
             return done.deleted_count
 
     def counts(self) -> dict[str, int]:
@@ -309,6 +323,18 @@ def _identity(entry: Entry, origin: Origin, now: datetime) -> Document:
 
 
 def _failure(document: Any) -> Failure:
+    if document.get("v") != MESSAGE_VERSION:
+        return Failure(
+            key=document["key"],
+            digest=str(document.get("digest", "")),
+            state=UNKNOWN,
+            attempts=0,
+            starts=0,
+            due_at=None,
+            first_failed_at=_NEVER,
+            accepted_at=_NEVER,
+            token=0,
+        )
     return Failure(
         key=document["key"],
         digest=document["digest"],

@@ -3,7 +3,7 @@
 | field | type | meaning |
 |---|---|---|
 | ``_id`` | str | the key |
-| ``v`` | int | version of this form |
+| ``v`` | int | version of this form; of a key that another one holds, nothing is decided |
 | ``digest`` | str | digest of the content that stands |
 | ``superseded`` | array of str | digests that an operator replaced |
 | ``rejected`` | array of str | digests that an operator refused |
@@ -27,6 +27,7 @@ from pymongo.database import Database
 from pymongo.errors import BulkWriteError
 
 from app.errors import CommitUnknown, PermanentError
+from app.naming import MESSAGE_VERSION
 from app.stores.mongo import DUPLICATE_KEY, Document, translated
 
 
@@ -36,6 +37,7 @@ class Committed(msgspec.Struct, frozen=True):
     Attributes:
         digests: every digest for which the key counts as finished: the one that stands, superseded and rejected ones.
         claim_id: the claim under which it was committed.
+        known: whether this software can read it; else there are no digests, and nothing may be decided about the key.
     """
 
     digest: str
@@ -43,9 +45,11 @@ class Committed(msgspec.Struct, frozen=True):
     listener: str
     claim_id: str
     result: Any = None
+    known: bool = True
 
 
-_PROOF = {"digest": 1, "superseded": 1, "rejected": 1, "listener": 1, "claim_id": 1, "result": 1}
+_UNKNOWN = Committed(digest="", digests=frozenset(), listener="", claim_id="", known=False)
+_PROOF = {"v": 1, "digest": 1, "superseded": 1, "rejected": 1, "listener": 1, "claim_id": 1, "result": 1}
 
 
 class Ledger:
@@ -68,16 +72,7 @@ class Ledger:
             StoreUnavailable: MongoDB is away.
         """
         with translated("reading the ledger"):
-            return {
-                d["_id"]: Committed(
-                    digest=d["digest"],
-                    digests=frozenset((d["digest"], *d.get("superseded", ()), *d.get("rejected", ()))),
-                    listener=d["listener"],
-                    claim_id=d["claim_id"],
-                    result=d.get("result"),
-                )
-                for d in self.collection.find({"_id": {"$in": list(keys)}}, _PROOF)
-            }
+            return {d["_id"]: _committed(d) for d in self.collection.find({"_id": {"$in": list(keys)}}, _PROOF)}
 
     def insert(self, documents: Sequence[Document], session: ClientSession | None = None) -> list[str]:
         """Commit documents at majority.
@@ -114,7 +109,8 @@ class Ledger:
     def reject(self, key: str, digest: str) -> bool:
         """Count ``digest`` as refused for a committed key; False when the key is not committed (any more)."""
         with translated("refusing other content"):
-            return self.collection.update_one({"_id": key}, {"$addToSet": {"rejected": digest}}).matched_count == 1
+            query = {"_id": key, "v": MESSAGE_VERSION}
+            return self.collection.update_one(query, {"$addToSet": {"rejected": digest}}).matched_count == 1
 
     def get(self, key: str) -> Document | None:
         """The whole document of a key, or None."""
@@ -151,6 +147,18 @@ class Ledger:
         with translated("counting the ledger"):
             rows = self.collection.aggregate([{"$group": {"_id": "$listener", "n": {"$sum": 1}}}])
             return {str(r["_id"]): int(r["n"]) for r in rows}
+
+
+def _committed(document: Document) -> Committed:
+    if document.get("v") != MESSAGE_VERSION:
+        return _UNKNOWN
+    return Committed(
+        digest=document["digest"],
+        digests=frozenset((document["digest"], *document.get("superseded", ()), *document.get("rejected", ()))),
+        listener=document["listener"],
+        claim_id=document["claim_id"],
+        result=document.get("result"),
+    )
 
 
 def expiry(accepted_at: datetime, retention_s: int) -> dict[str, datetime]:

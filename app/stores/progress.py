@@ -2,9 +2,13 @@
 
 An event is *finished* when its (key, digest) is in the ledger (as digest, superseded or rejected) or in ``failures`` with its
 body. The order of the two reads is the order in which an event moves, so that one which moves between them is seen.
+
+An event is *refused* when a record of its key was written by another version of this software: nobody here can tell whether it is
+finished, so it is left where it is.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from app.stores.failures import Failures
 from app.stores.ledger import Ledger
@@ -13,8 +17,16 @@ Pair = tuple[str, str]
 """(key, digest)"""
 
 
-def finished(pairs: Iterable[Pair], *, ledger: Ledger, failures: Failures) -> set[Pair]:
-    """The finished ones among ``pairs``.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Which of some pairs are finished, and which are refused; the others are unfinished."""
+
+    finished: set[Pair]
+    refused: set[Pair]
+
+
+def progress(pairs: Iterable[Pair], *, ledger: Ledger, failures: Failures) -> Progress:
+    """What MongoDB says about ``pairs``.
 
     Raises:
         StoreUnavailable: MongoDB is away.
@@ -23,8 +35,22 @@ def finished(pairs: Iterable[Pair], *, ledger: Ledger, failures: Failures) -> se
     keys = [key for key, _ in wanted]
     failed = failures.of_keys(keys)
     committed = ledger.find(keys)
-    return {
-        (key, digest)
-        for key, digest in wanted
-        if (key in committed and digest in committed[key].digests) or any(f.digest == digest for f in failed.get(key, ()))
-    }
+    done: set[Pair] = set()
+    refused: set[Pair] = set()
+    for key, digest in wanted:
+        if key in committed and digest in committed[key].digests:
+            done.add((key, digest))
+        elif (key in committed and not committed[key].known) or any(not f.known for f in failed.get(key, ())):
+            refused.add((key, digest))
+        elif any(f.digest == digest for f in failed.get(key, ())):
+            done.add((key, digest))
+    return Progress(finished=done, refused=refused)
+
+
+def finished(pairs: Iterable[Pair], *, ledger: Ledger, failures: Failures) -> set[Pair]:
+    """The finished ones among ``pairs``.
+
+    Raises:
+        StoreUnavailable: MongoDB is away.
+    """
+    return progress(pairs, ledger=ledger, failures=failures).finished

@@ -22,7 +22,7 @@ from app.stores.inbox import Inbox
 from app.stores.ledger import Ledger
 from app.stores.mongo import Document
 from app.stores.pauses import Pauses
-from app.stores.progress import Pair, finished
+from app.stores.progress import Pair, Progress, progress
 from app.stores.records import utc_now
 from broadcaster.roster import Heard
 from broadcaster.sending import Outgoing, Sender
@@ -77,6 +77,7 @@ class Outbox:
         self._batches = BatchHistory()
         self._parked: dict[str, frozenset[str]] = {}
         self._refused: set[str] = set()
+        self._events_refused = False
         self.recovery = RecoveryHistory()
         """What was sent to the recovery queue; others who send there say so."""
 
@@ -164,10 +165,12 @@ class Outbox:
         """Remove those batches that are finished, send those again that nobody has. Returns how many were sent."""
         entries = self._inbox.entries_of([head["_id"] for head in heads])
         pairs = list({(key, digest) for events in entries.values() for key, digest, _ in events})
-        done = self._finished(pairs)
-        rest = [pair for pair in pairs if pair not in done]
+        standing = self._progress(pairs)
+        self._refuse_events(standing.refused)
+        done = standing.finished
+        rest = [pair for pair in pairs if pair not in done and pair not in standing.refused]
         claimed = look(self._claims, rest)
-        late, forgotten = forget_refuted(self._claims, [p for p in rest if p in claimed.done], self._finished)
+        late, forgotten = forget_refuted(self._claims, [p for p in rest if p in claimed.done], lambda some: self._progress(some).finished)
         done |= late
         report.forgotten += forgotten
         paused = self._pauses.paused()
@@ -181,9 +184,11 @@ class Outbox:
             if not unfinished:
                 over.append(head["_id"])
                 continue
-            going = [event for event in unfinished if event[2] not in paused]
+            readable = [event for event in unfinished if (event[0], event[1]) not in standing.refused]
+            going = [event for event in readable if event[2] not in paused]
             if not going:
-                self._parked[head["_id"]] = frozenset(kind for _, _, kind in unfinished)
+                if readable == unfinished:
+                    self._parked[head["_id"]] = frozenset(kind for _, _, kind in unfinished)
                 continue
             free = set(in_no_hands([(key, digest) for key, digest, _ in going], claimed))
             if free:
@@ -194,8 +199,16 @@ class Outbox:
         report.more = report.more or len(again) > max(room, 0)
         return self._recover(report, again[: max(room, 0)])
 
-    def _finished(self, pairs: Sequence[Pair]) -> set[Pair]:
-        return finished(pairs, ledger=self._ledger, failures=self._failures) if pairs else set()
+    def _progress(self, pairs: Sequence[Pair]) -> Progress:
+        if not pairs:
+            return Progress(finished=set(), refused=set())
+        return progress(pairs, ledger=self._ledger, failures=self._failures)
+
+    def _refuse_events(self, pairs: set[Pair]) -> None:
+        """Say once that events are left to a sweeper that can read what is noted of them."""
+        if pairs and not self._events_refused:
+            log.error("event.refused", events=len(pairs), first=min(pairs)[0], known=MESSAGE_VERSION, reason="a record of another version")
+            self._events_refused = True
 
     def _recover(self, report: Report, again: list[tuple[Document, list[Event]]]) -> int:
         if not again:

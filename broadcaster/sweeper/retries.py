@@ -8,9 +8,11 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
+import structlog
+
 from app.claims.store import ClaimStore
 from app.messages import announcement, delivery
-from app.naming import RECOVERY_QUEUE, task_id
+from app.naming import MESSAGE_VERSION, RECOVERY_QUEUE, task_id
 from app.settings import Settings
 from app.stores.failures import Failures
 from app.stores.ledger import Ledger
@@ -18,6 +20,8 @@ from app.stores.mongo import Document
 from app.stores.progress import Pair
 from broadcaster.sending import Outgoing
 from broadcaster.sweeper.lookup import forget_refuted, look
+
+log = structlog.get_logger()
 
 _DUE_PER_SWEEP = 500
 _EVENTS_PER_DELIVERY = 50
@@ -51,6 +55,7 @@ class Retries:
         self._claims = claims
         self._deployment = deployment
         self._scanned_to = ""
+        self._refused: set[str] = set()
 
     def due(self, paused: Container[str] = ()) -> Due:
         """Find what is due, unfinished, of no paused type, and in nobody's claim.
@@ -90,10 +95,17 @@ class Retries:
 
         That goes for every state: a conflict whose digest is in the ledger has been decided.
         """
-        pairs = self._failures.scan(self._scanned_to, _SCAN_PER_ROUND)
-        self._scanned_to = f"{pairs[-1][0]}#{pairs[-1][1]}" if len(pairs) == _SCAN_PER_ROUND else ""
-        done = self._committed(pairs)
+        found = self._failures.scan(self._scanned_to, _SCAN_PER_ROUND)
+        self._scanned_to = found[-1]["_id"] if len(found) == _SCAN_PER_ROUND else ""
+        self._refuse([failure for failure in found if failure.get("v") != MESSAGE_VERSION])
+        done = self._committed([_pair(failure) for failure in found if failure.get("v") == MESSAGE_VERSION])
         return self._failures.remove(list(done)) if done else 0
+
+    def _refuse(self, unknown: Sequence[Document]) -> None:
+        """Say once of each version that its failures are left to a sweeper that knows it."""
+        for version in {repr(failure.get("v")) for failure in unknown} - self._refused:
+            log.error("failure.refused", version=version, failures=len(unknown), first=unknown[0]["_id"], known=MESSAGE_VERSION)
+            self._refused.add(version)
 
     def _committed(self, pairs: Sequence[Pair]) -> set[Pair]:
         committed = self._ledger.find([key for key, _ in pairs]) if pairs else {}
