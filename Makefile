@@ -12,7 +12,7 @@ CODE := app workers broadcaster
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo up test faults chaos test-containers lint format types imports check lock clean
+.PHONY: help setup demo up test faults chaos test-containers bench lint format types imports check lock clean
 
 help: ## List the targets.
 	@echo "usage: make TARGET   (PYTHON=python3.12 picks the interpreter, VENV=folder the environment)"
@@ -53,6 +53,9 @@ chaos: $(STAMP) ## Random faults for MINUTES=10 with SEED=1 while events come in
 test-containers: $(STAMP) ## The tests that need a Docker engine: the image, docker-compose.yml, pytest-celery, a fresh machine.
 	@$(BIN)/pytest -m containers tests/celery tests/containers $(ARGS)
 
+bench: $(STAMP) ## All benchmarks, up to half an hour (NAME=throughput for one; ARGS="--quick --json" adds options), on systems of their own.
+	@$(BIN)/python -m bench $(NAME) $(ARGS)
+
 lint: $(STAMP) ## Style and formatting (ruff).
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -62,7 +65,7 @@ format: $(STAMP) ## Mend style and formatting where ruff can.
 	@$(BIN)/ruff format .
 
 types: $(STAMP) ## Types (mypy --strict).
-	@$(BIN)/mypy $(CODE) celeryconfig.py tests/celery/local_nodes.py
+	@$(BIN)/mypy $(CODE) bench celeryconfig.py tests/celery/local_nodes.py
 
 imports: $(STAMP) ## Which package may import which (import-linter).
 	@$(BIN)/lint-imports --no-logo
