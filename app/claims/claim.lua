@@ -23,9 +23,9 @@ local time = redis.call('TIME')
 local now_us = tonumber(time[1]) * 1000000 + tonumber(time[2])
 local now_ms = math.floor(now_us / 1000)
 
-local function processing(digest, session, token, previous, previous_session)
-  return string.format('P|%s|%s|%.0f|%.0f|%.0f|%s|%s|%s|%s', digest, claim_id, token, now_ms + lease_ms, lease_ms, owner, session,
-    previous, previous_session)
+-- A value of ours is 'P|' .. digest .. held_under(token) .. session .. '|' .. previous owner .. '|' .. previous session.
+local function held_under(token)
+  return string.format('|%s|%.0f|%.0f|%.0f|%s|', claim_id, token, now_ms + lease_ms, lease_ms, owner)
 end
 
 -- The stored value, after ours was set where there was none; a value of another type reads as an empty one.
@@ -38,9 +38,12 @@ local function found_or_set(key, value)
 end
 
 local reply = {}
+local stored = redis.call('MGET', unpack(KEYS)) -- one call tells a loser everything; false also for a value of another type
+local newly_held = held_under(now_us)
+local busy_rest, busy_reply -- the keys of a slice are mostly held by one claim, so what its value means is worked out once
 for i, key in ipairs(KEYS) do
   local digest, session = ARGV[4 + i], ARGV[4 + #KEYS + i] or ''
-  local found = found_or_set(key, processing(digest, session, now_us, '', ''))
+  local found = stored[i] or found_or_set(key, 'P|' .. digest .. newly_held .. session .. '||')
   if not found then
     reply[i] = now_us
   else
@@ -50,17 +53,20 @@ for i, key in ipairs(KEYS) do
       reply[i] = 'C|' .. held .. '|' .. (holder or '')
     elseif state == 'D' then
       reply[i] = 'D|' .. rest
+    elseif rest and rest == busy_rest then
+      reply[i] = busy_reply
     else
       local by, token, deadline, lease, holder, their_session, previous, previous_session =
         string.match(rest or '', '^([^|]*)|(%d+)|(%d+)|(%d+)|([^|]*)|([^|]*)|([^|]*)|([^|]*)$')
       if by == claim_id then
         reply[i] = previous == '' and tonumber(token) or string.format('T|%s|%s|%s', token, previous, previous_session)
       elseif by and now_ms <= tonumber(deadline) and tonumber(deadline) <= now_ms + tonumber(lease) then
-        reply[i] = 'B|' .. holder
+        busy_rest, busy_reply = rest, 'B|' .. holder
+        reply[i] = busy_reply
       else -- the lease ran out, the clock moved, or the value is none of ours
         local next_token = math.max((tonumber(token) or 0) + 1, now_us)
         holder, their_session = holder or '?', their_session or ''
-        redis.call('SET', key, processing(digest, session, next_token, holder, their_session), 'PX', px_ms)
+        redis.call('SET', key, 'P|' .. digest .. held_under(next_token) .. session .. '|' .. holder .. '|' .. their_session, 'PX', px_ms)
         reply[i] = string.format('T|%.0f|%s|%s', next_token, holder, their_session)
       end
     end

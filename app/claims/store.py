@@ -157,7 +157,7 @@ class ClaimStore:
         """Try to win each key; the seed's SETNX and EXPIRE, made one.
 
         Args:
-            keys: the events' keys, 1 to some hundreds.
+            keys: the events' keys, each once, 1 to some thousands.
             digests: their digests, in the same order.
             claim_id: from :func:`new_claim_id`; the same one again is answered as before.
             owner: the listener's name.
@@ -171,17 +171,11 @@ class ClaimStore:
             ClaimsUnavailable: Redis is away; some keys may be claimed, and a repeated call answers them ``won``.
         """
         reply = self._run(self._claim, keys, [claim_id, owner, lease_ms, self._px_ms, *digests, *sessions])
-        plain: dict[int, Answer] = {}
-        answers = []
-        for element in reply:
-            if type(element) is int:
-                answer = plain.get(element)
-                if answer is None:
-                    answer = plain[element] = Answer("won", token=element)
-                answers.append(answer)
-            else:
-                answers.append(_answer(element.decode("utf-8", "replace")))
-        return answers
+        meanings: dict[int | bytes, Answer] = {}
+        for element in set(reply):
+            won = type(element) is int
+            meanings[element] = Answer("won", token=element) if won else _answer(element.decode("utf-8", "replace"))
+        return [meanings[element] for element in reply]
 
     def renew(self, claims: Sequence[Held]) -> list[bool]:
         """Start the leases of ``claims`` anew from now; one that Redis forgot is made again.
