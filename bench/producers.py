@@ -115,3 +115,52 @@ async def _publish_all(url: str, waiting: Iterator[bytes], ready: asyncio.Barrie
                 else:
                     raise ValueError(f"publish was answered {rest[:300]}")
         return Sent(began=began, ended=time.monotonic(), refused=refused)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paced:
+    """What an open-loop producer did, request by request, by the monotonic clock.
+
+    Attributes:
+        due: when each was to be sent.
+        accepted: when its 202 was received.
+    """
+
+    due: list[float]
+    accepted: list[float]
+
+
+_PACED_CONNECTIONS = 64
+_HEAD_START_S = 0.2
+
+
+def at_a_pace(url: str, load: Load, requests_per_s: float) -> Paced:
+    """Send a load over HTTP, each request at its time, whatever has become of those before (open loop).
+
+    A request that finds no connection free is sent later; it counts from when it was due all the same.
+    """
+    return uvloop.run(_at_a_pace(url, [request(body) for body in bodies(load)], requests_per_s))
+
+
+async def _at_a_pace(url: str, messages: list[bytes], requests_per_s: float) -> Paced:
+    free: asyncio.Queue[Connection] = asyncio.Queue()
+    for _ in range(min(_PACED_CONNECTIONS, len(messages))):
+        free.put_nowait(await Connection.to(url))
+    began = time.monotonic() + _HEAD_START_S
+    due = [began + number / requests_per_s for number in range(len(messages))]
+    accepted = [0.0] * len(messages)
+
+    async def send(number: int) -> None:
+        connection = await free.get()
+        await _post_all(connection, iter([messages[number]]))
+        accepted[number] = time.monotonic()
+        free.put_nowait(connection)
+
+    async with asyncio.TaskGroup() as group:
+        for number, at in enumerate(due):
+            if (ahead_s := at - time.monotonic()) > 0:
+                await asyncio.sleep(ahead_s)
+            group.create_task(send(number))
+    while not free.empty():
+        free.get_nowait().close()
+    return Paced(due=due, accepted=accepted)

@@ -73,6 +73,7 @@ class Rig:
         self._bridge = [*bridge]
         self.processes: dict[str, ManagedProcess] = {}
         self.started_in: dict[str, float] = {}
+        self._expected = 0
         self.settings: Settings
         self.db: Any
 
@@ -252,16 +253,21 @@ class Rig:
         gone = [f"; {name} has ended: {process.log_tail(5)}" for name, process in self.processes.items() if not process.alive]
         return "".join(gone)
 
-    def audit(self, expected: int) -> None:
-        """Judge: so many different events were accepted, and all are processed, once.
+    def expect(self, events: int) -> int:
+        """Note that so many new events will be accepted; returns how many the ledger will hold then."""
+        self._expected += events
+        return self._expected
+
+    def audit(self) -> None:
+        """Judge: what was expected is processed, each event once, and nothing is left or has failed.
 
         Raises:
             BenchError: they are not.
         """
         self.await_empty_inbox()
         found = audit(self.db)
-        if not found.ok or found.processed != expected or found.failures:
-            raise BenchError(f"the audit fails: {expected:,} events were accepted, and it found {found}")
+        if not found.ok or found.processed != self._expected or found.failures:
+            raise BenchError(f"the audit fails: {self._expected:,} events were accepted, and it found {found}")
 
 
 class Aside:

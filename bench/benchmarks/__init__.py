@@ -4,7 +4,7 @@ from importlib import import_module
 
 from bench.measures import Options, Result
 
-NAMES = ("throughput",)
+NAMES = ("throughput", "latency")
 """In the order in which all of them run."""
 
 

@@ -77,16 +77,15 @@ def rate_of(options: Options, way: str, count: int) -> float:
     with started(options.say) as rig, Aside() as aside:
         warm(rig, aside, warm_up)
         sent = aside.run(over_http if way == HTTP else over_socketio, rig.url, load)
-        done_at = rig.await_processed(warm_up.events + count, sent)
-        rig.audit(warm_up.events + count)
+        done_at = rig.await_processed(rig.expect(count), sent)
+        rig.audit()
         return count / (done_at - sent.result().began)
 
 
 def warm(rig: Rig, aside: Aside, load: Load) -> None:
     """Send a load by HTTP, and wait until nothing of it is left."""
-    before = rig.processed()
     aside.run(over_http, rig.url, load).result()
-    rig.await_processed(before + load.events)
+    rig.await_processed(rig.expect(load.events))
     rig.await_empty_inbox()
 
 
@@ -95,8 +94,8 @@ def _foreign_rate(options: Options, warm_up: Load, load: Load) -> float:
     with started(options.say, bridge=("--from", f"http://127.0.0.1:{port}", *FEED)) as rig, Aside() as aside:
         warm(rig, aside, warm_up)
         serving = aside.run(serve_events, port, load, rig.settings.mongo_url, warm_up.events)
-        done_at = rig.await_processed(warm_up.events + load.events, serving)
-        rig.audit(warm_up.events + load.events)
+        done_at = rig.await_processed(rig.expect(load.events), serving)
+        rig.audit()
         return load.events / (done_at - serving.result())
 
 
