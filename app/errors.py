@@ -15,7 +15,13 @@ class PermanentError(DedupError):
 
 
 class TransientError(DedupError):
-    """The same call may work later: a server or the network is away."""
+    """The same call may work later: a server or the network is away.
+
+    Attributes:
+        retry_after_s: when to try again, in whole seconds from now; the word that every door has for it.
+    """
+
+    retry_after_s: int = 2
 
 
 class SettingsError(PermanentError):
@@ -47,7 +53,9 @@ class ClaimsUnavailable(TransientError):
 
 
 class InboxFull(TransientError):
-    """The inbox is at its limit; producers are told to come back after a while."""
+    """The deployment takes no more for now; producers are told to come back after a while: it takes the listeners time to make room."""
+
+    retry_after_s = 10
 
 
 class RateLimited(TransientError):

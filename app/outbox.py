@@ -8,25 +8,31 @@ Guarantees: inside a transaction the events are accepted exactly when it commits
 without a second table. Without one, they are in the inbox by majority when :func:`accept` returns. They are checked as at the other doors, and
 found by the sweeper: no bridge has to hear of them, so they start about ``grace_ms + sweep_ms`` later than others.
 
-Not guaranteed: a majority write where the producer's transaction has a weaker write concern (MongoDB's default is majority); and that the inbox
-has room: its limits are the broadcaster's, which this function does not ask.
+The limits of inbox and failures are asked at most once a second, as at the other doors, outside the producer's transaction: beyond them
+:class:`~app.errors.InboxFull` says when to come back. A user who may not ask (``collStats``) is not held up.
+
+Not guaranteed: a majority write where the producer's transaction has a weaker write concern (MongoDB's default is majority).
 """
 
+import contextlib
 import functools
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from bson.codec_options import CodecOptions
+from pymongo.errors import PyMongoError
 from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
-from app.errors import CommitUnknown
+from app.errors import CommitUnknown, InboxFull, TransientError
 from app.events.parsing import EventParser
 from app.events.policies import Policies
 from app.settings import Settings, load_settings
+from app.stores.capacity import measure, measure_async, why_full
 from app.stores.inbox import Inbox
 from app.stores.mongo import Document
 from app.stores.records import inbox_document, new_batch_id, utc_now
@@ -40,8 +46,9 @@ if TYPE_CHECKING:
 
 DOOR = "python"
 _REPEAT_PAUSE_S = 0.1
+_FRESH_S = 1.0
 _AT_MAJORITY: dict[str, Any] = {
-    "codec_options": CodecOptions(),
+    "codec_options": CodecOptions(tz_aware=True),
     "read_concern": ReadConcern("majority"),
     "read_preference": ReadPreference.PRIMARY,
     "write_concern": WriteConcern("majority"),
@@ -70,15 +77,17 @@ def accept(
 
     Raises:
         InvalidEvent: the events are refused, as they would be at the other doors.
+        InboxFull: the deployment takes no more for now; ``retry_after_s`` says when to come back. Abort the transaction.
         StoreUnavailable, CommitUnknown: without a transaction: not known to be stored; accept the same events again.
         pymongo.errors.PyMongoError: inside a transaction the driver's errors pass unchanged, so that ``with_transaction`` knows them.
     """
+    at_majority = db.with_options(**_AT_MAJORITY)
+    _check_room(at_majority, _of(settings)[0])
     submission, document = _document(events, settings)
-    inbox = db.with_options(**_AT_MAJORITY)["inbox"]
     if session is not None:
-        inbox.insert_one(document, session=session)
+        at_majority["inbox"].insert_one(document, session=session)
     else:
-        _write(Inbox(db.with_options(**_AT_MAJORITY)), document, _of(settings)[0])
+        _write(Inbox(at_majority), document, _of(settings)[0])
     return list(submission.keys)
 
 
@@ -90,9 +99,57 @@ async def accept_async(
     settings: Settings | None = None,
 ) -> list[str]:
     """:func:`accept` inside a transaction of an ``AsyncMongoClient``; there is none without a session."""
+    at_majority = db.with_options(**_AT_MAJORITY)
+    await _check_room_async(at_majority, _of(settings)[0])
     submission, document = _document(events, settings)
-    await db.with_options(**_AT_MAJORITY)["inbox"].insert_one(document, session=session)
+    await at_majority["inbox"].insert_one(document, session=session)
     return list(submission.keys)
+
+
+class _Rooms:
+    """Why each database takes no more, as it was seen last; asked again after ``_FRESH_S``."""
+
+    def __init__(self) -> None:
+        self._seen: WeakKeyDictionary[Any, dict[str, tuple[float, str]]] = WeakKeyDictionary()
+
+    def due(self, db: Any) -> bool:
+        """Whether it is time to ask; whoever is told so asks."""
+        asked_at, reason = self._of(db).get(db.name, (float("-inf"), ""))
+        due = time.monotonic() - asked_at > _FRESH_S
+        if due:
+            self._of(db)[db.name] = time.monotonic(), reason
+        return due
+
+    def note(self, db: Any, reason: str) -> None:
+        """What was found."""
+        self._of(db)[db.name] = time.monotonic(), reason
+
+    def check(self, db: Any) -> None:
+        """Raise InboxFull where it was found full."""
+        if reason := self._of(db).get(db.name, (0.0, ""))[1]:
+            raise InboxFull(reason)
+
+    def _of(self, db: Any) -> dict[str, tuple[float, str]]:
+        return self._seen.setdefault(db.client, {})
+
+
+_rooms = _Rooms()
+
+
+def _check_room(db: "Database[Any]", settings: Settings) -> None:
+    """Ask in a session of its own: one that is bound to the producer's code would bring the question into its transaction."""
+    if _rooms.due(db):
+        with contextlib.suppress(TransientError, PyMongoError), db.client.start_session() as own:  # then the write will say it
+            _rooms.note(db, why_full(measure(db, own), settings))
+    _rooms.check(db)
+
+
+async def _check_room_async(db: "AsyncDatabase[Any]", settings: Settings) -> None:
+    if _rooms.due(db):
+        with contextlib.suppress(TransientError, PyMongoError):
+            async with db.client.start_session() as own:
+                _rooms.note(db, why_full(await measure_async(db, own), settings))
+    _rooms.check(db)
 
 
 def _document(events: dict[str, Any] | Sequence[dict[str, Any]], settings: Settings | None) -> tuple[Submission, Document]:

@@ -17,6 +17,7 @@ from app.errors import DedupError, TransientError
 from app.feeding import FeedStates
 from app.presence import Beat, Listener, Presence, known_listeners
 from app.settings import Settings
+from app.stores.capacity import measure, why_full
 from app.stores.failures import Failures
 from app.stores.inbox import Inbox
 from app.stores.meta import deployment_id
@@ -32,12 +33,13 @@ def overview(db: Database[Document], settings: Settings) -> Facts:
 
     Returns:
         ``mongo``, ``redis``: ``{"ok": bool, "error"?}``; ``listeners``, ``feeds``: a list, or ``{"error"}``; ``inbox``: ``batches,
-        oldest_age_s``; ``failures``: numbers by state; ``ledger``: ``events``; ``paused``: types; ``sweeper``: ``last_success_s``,
+        oldest_age_s``; ``full``: why doors take no more, or empty; ``failures``: numbers by state; ``ledger``: ``events``; ``paused``: types; ``sweeper``: ``last_success_s``,
         seconds ago or None. A part whose store is away is ``{"error": …}``.
     """
     mongo: Facts = {"ok": True}
     inbox = _part(mongo, lambda: _inbox(db))
     failures = _part(mongo, lambda: dict(sorted(Failures(db).counts().items())))
+    full = _part(mongo, lambda: why_full(measure(db), settings))
     ledger = _part(mongo, lambda: _ledger(db))
     paused = _part(mongo, lambda: sorted(Pauses(db).paused()))
     redis: Facts = {"ok": True}
@@ -55,6 +57,7 @@ def overview(db: Database[Document], settings: Settings) -> Facts:
         "redis": redis,
         "listeners": listeners,
         "inbox": inbox,
+        "full": full,
         "failures": failures,
         "ledger": ledger,
         "paused": paused,

@@ -100,6 +100,10 @@ class Settings:
     """Inbox limit: the same by its size in bytes of BSON, before MongoDB compresses it."""
     inbox_max_age_s: int = 86_400
     """Inbox limit: while its oldest batch is older, producers get 503."""
+    failures_max: int = 200_000
+    """Failures limit: while so many failed events are kept, producers get 503; operators decide about them."""
+    failures_max_bytes: int = 2 * 1024**3
+    """Failures limit: the same by their size in bytes of BSON, before MongoDB compresses it."""
     client_events_per_s: float = 0.0
     """Rate limit of one client (by IP address) or one signed webhook, in events a second over all doors: 429 beyond it; 0 is off."""
     client_burst: int = 1_000
@@ -148,6 +152,8 @@ class Settings:
             "queue_high_water",
             "inbox_max_batches",
             "inbox_max_bytes",
+            "failures_max",
+            "failures_max_bytes",
             "client_burst",
         ):
             if getattr(self, name) < 1:

@@ -19,13 +19,8 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from app.errors import DedupError, InboxFull, InvalidEvent, PermanentError, RateLimited, TransientError
+from app.errors import DedupError, InvalidEvent, PermanentError, RateLimited, TransientError
 from broadcaster.answers import encode
-
-RETRY_S = 2
-"""After an outage of the store."""
-RETRY_FULL_S = 10
-"""After the inbox was found full: it takes the listeners a while to empty it."""
 
 log = structlog.get_logger(__name__)
 
@@ -55,10 +50,8 @@ def words_of(error: DedupError) -> dict[str, Any]:
     words: dict[str, Any] = {"status": 422, "detail": str(error)}
     if isinstance(error, InvalidEvent):
         words |= {"status": error.status, "index": error.index, "field": error.field}
-    elif isinstance(error, RateLimited):
-        words |= {"status": 429, "retry_after_s": error.retry_after_s}
     elif isinstance(error, TransientError):
-        words |= {"status": 503, "retry_after_s": RETRY_FULL_S if isinstance(error, InboxFull) else RETRY_S}
+        words |= {"status": 429 if isinstance(error, RateLimited) else 503, "retry_after_s": error.retry_after_s}
     return {name: value for name, value in words.items() if value is not None}
 
 

@@ -23,7 +23,7 @@ from app.stores.mongo import Document
 from broadcaster.answers import Json
 from broadcaster.ingress import Ingress
 from broadcaster.lookup import find_event, recent_events
-from broadcaster.problems import RESPONSES, RETRY_S
+from broadcaster.problems import RESPONSES
 from broadcaster.stats import Report, state_of
 
 MAX_KEY_BYTES = 512
@@ -83,4 +83,4 @@ class Reads:
         except TransientError as error:
             reasons.append(str(error))
         answer: dict[str, Any] = {"ready": not reasons, "reasons": reasons, "mongo": state_of(mongo), "redis": state_of(redis)}
-        return Json(answer, 503, {"Retry-After": str(RETRY_S)}) if reasons else Json(answer)
+        return Json(answer, 503, {"Retry-After": str(TransientError.retry_after_s)}) if reasons else Json(answer)

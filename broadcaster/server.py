@@ -100,7 +100,7 @@ class Broadcaster:
             repeat_for_s=settings.mongo_timeout_ms / 1000,
             on_stored=self._stored,
         )
-        self._watch = InboxWatch(Inbox(self._db), self._ingress, settings)
+        self._watch = InboxWatch(self._db, self._ingress, settings)
         parser = EventParser(policies, settings)
         self._reception = Reception(self._ingress, settings)
         webhooks = Webhooks(hooks or {}, variables or {}, self._reception, parser)

@@ -16,6 +16,7 @@ from app.naming import RECOVERY_QUEUE, queue_of
 from app.overview import feeds_of
 from app.presence import Listener, Presence
 from app.settings import Settings
+from app.stores.capacity import Held
 from app.stores.failures import Failures
 from app.stores.ledger import Ledger
 from app.stores.meta import deployment_id
@@ -25,7 +26,7 @@ from broadcaster.answers import age_s
 from broadcaster.emitter import Emitter
 from broadcaster.ingress import Stored
 from broadcaster.refusals import Refusals
-from broadcaster.watch import InboxState, InboxWatch, Look, Seen
+from broadcaster.watch import InboxWatch, Look, Seen
 
 MAX_TYPES = 1_000
 """So many types are counted by name; producers choose types, so the memory must be bounded."""
@@ -132,7 +133,7 @@ class Report:
             return {name: self._broker.llen(name) for name in [*map(queue_of, self._names), RECOVERY_QUEUE]}
 
 
-def _inbox(seen: Seen[InboxState]) -> dict[str, Any]:
+def _inbox(seen: Seen[Held]) -> dict[str, Any]:
     if seen.value is None:
         return {"error": seen.error}
     oldest_at = seen.value.oldest_at

@@ -1,23 +1,24 @@
 """What the broadcaster knows about the stores without making anybody wait for them.
 
 :class:`Look` asks a store in a thread, once for all who want to know at the time, and nobody waits longer than they say.
-:class:`InboxWatch` looks at the inbox every second and closes ingress while it is at its limit.
+:class:`InboxWatch` looks at the inbox and at ``failures`` every second, and closes ingress while one of them is at its limit.
 
 Guarantees: at most one thread per look hangs in a store that does not answer. Not guaranteed: that an answer is newer than
-``fresh_s``, and that the inbox never exceeds its limit by what comes in within a second.
+``fresh_s``, and that a limit is never exceeded by what comes in within a second.
 """
 
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Generic, TypeVar
 
 import structlog
+from pymongo.database import Database
 
 from app.errors import DedupError
 from app.settings import Settings
-from app.stores.inbox import Inbox
+from app.stores.capacity import Held, measure, why_full
+from app.stores.mongo import Document
 from app.stores.records import utc_now
 from broadcaster.answers import age_s
 from broadcaster.ingress import Ingress
@@ -66,23 +67,13 @@ class Look(Generic[T]):
             return Seen(error=str(error))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InboxState:
-    """The inbox at one moment."""
-
-    batches: int
-    bytes: int
-    oldest_at: datetime | None
-
-
 class InboxWatch:
-    """Closes and opens ingress by the size and age of the inbox."""
+    """Closes and opens ingress by what the inbox and ``failures`` hold (:mod:`app.stores.capacity`)."""
 
-    def __init__(self, inbox: Inbox, ingress: Ingress, settings: Settings) -> None:
-        self._inbox = inbox
+    def __init__(self, db: Database[Document], ingress: Ingress, settings: Settings) -> None:
         self._ingress = ingress
         self._settings = settings
-        self.look = Look(self._state, fresh_s=0.1)
+        self.look = Look(lambda: measure(db), fresh_s=0.1)
 
     async def run(self) -> None:
         """Look at the inbox until cancelled."""
@@ -92,20 +83,16 @@ class InboxWatch:
                 self._judge(seen.value)
             await asyncio.sleep(INTERVAL_S)
 
-    def _judge(self, state: InboxState) -> None:
-        settings = self._settings
-        reason = ""
-        oldest_s = 0.0 if state.oldest_at is None else age_s(state.oldest_at, utc_now())
-        if state.batches >= settings.inbox_max_batches:
-            reason = f"the inbox is full: {state.batches} batches wait, and {settings.inbox_max_batches} are the most"
-        elif state.bytes >= settings.inbox_max_bytes:
-            reason = f"the inbox is full: {state.bytes} bytes wait, and {settings.inbox_max_bytes} are the most"
-        elif oldest_s > settings.inbox_max_age_s:
-            reason = f"the inbox is stuck: its oldest batch waits for {oldest_s:.0f} s, and {settings.inbox_max_age_s} s are the most"
+    def _judge(self, held: Held) -> None:
+        reason = why_full(held, self._settings)
         if bool(reason) != bool(self._ingress.full):
-            log.warning("inbox.full" if reason else "inbox.open", batches=state.batches, bytes=state.bytes, oldest_s=oldest_s)
+            oldest_s = 0.0 if held.oldest_at is None else age_s(held.oldest_at, utc_now())
+            log.warning(
+                "inbox.full" if reason else "inbox.open",
+                reason=reason,
+                batches=held.batches,
+                bytes=held.bytes,
+                oldest_s=oldest_s,
+                failures=held.failures,
+            )
         self._ingress.full = reason
-
-    def _state(self) -> InboxState:
-        batches, size = self._inbox.usage()
-        return InboxState(batches=batches, bytes=size, oldest_at=self._inbox.oldest_at())

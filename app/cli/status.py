@@ -43,6 +43,8 @@ def _tell(facts: dict[str, Any]) -> None:
         "failures": failures if "error" in failures else ", ".join(f"{n:,} {state}" for state, n in failures.items()) or "none",
         "sweeper": sweeper if "error" in sweeper else _swept(sweeper["last_success_s"]),
     }
+    if facts["full"] and isinstance(facts["full"], str):
+        rows["doors"] = f"REFUSE: {plain(facts['full'])}"
     if isinstance(paused, list) and paused:
         rows["paused"] = ", ".join(plain(type_) for type_ in paused)
     for feed in facts["feeds"] if isinstance(facts["feeds"], list) else ():

@@ -20,16 +20,16 @@ from datetime import datetime
 from typing import Any
 
 from pymongo import ASCENDING, UpdateOne
+from pymongo.client_session import ClientSession
 from pymongo.database import Database
-from pymongo.errors import BulkWriteError, OperationFailure
+from pymongo.errors import BulkWriteError
 from pymongo.read_concern import ReadConcern
 
 from app.errors import PermanentError, StoreUnavailable
 from app.naming import MESSAGE_VERSION
-from app.stores.mongo import DUPLICATE_KEY, RAW, Document, translated, unacknowledged_by_majority
+from app.stores.mongo import DUPLICATE_KEY, RAW, Document, translated, unacknowledged_by_majority, usage_of
 from app.stores.records import Batch, Entry, entry_from, utc_now
 
-_NO_COLLECTION = 26
 _CANNOT_HOLD = frozenset({2, 9, 15, 22, 121, 10334, 17280, 17419, 17420})
 """Codes that mean the document: too large, nested too deeply, not BSON, refused by a validator. Any other may pass: a server that takes no
 writes (371) or whose disk is full says so for each document too."""
@@ -126,22 +126,15 @@ class Inbox:
         with translated("counting the inbox"):
             return self._collection.estimated_document_count()
 
-    def usage(self) -> tuple[int, int]:
+    def usage(self, session: ClientSession | None = None) -> tuple[int, int]:
         """Number of batches, and their bytes before compression, by the collection's metadata; may be off after a crash of MongoDB."""
-        pipeline: list[Document] = [{"$collStats": {"storageStats": {}}}, {"$project": {"storageStats.count": 1, "storageStats.size": 1}}]
         with translated("measuring the inbox"):
-            try:
-                shards = [found["storageStats"] for found in self._latest.aggregate(pipeline)]
-            except OperationFailure as error:
-                if error.code == _NO_COLLECTION:
-                    return 0, 0
-                raise
-        return sum(int(shard["count"]) for shard in shards), sum(int(shard["size"]) for shard in shards)
+            return usage_of(self._collection, session)
 
-    def oldest_at(self) -> datetime | None:
+    def oldest_at(self, session: ClientSession | None = None) -> datetime | None:
         """When the oldest batch was accepted, or None when the inbox is empty."""
         with translated("reading the inbox"):
-            found = self._collection.find_one({}, {"accepted_at": 1}, sort=[("_id", ASCENDING)])
+            found = self._collection.find_one({}, {"accepted_at": 1}, sort=[("_id", ASCENDING)], session=session)
         return found["accepted_at"] if found else None
 
     def find_event(self, key: str) -> list[Document]:

@@ -17,6 +17,7 @@ from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
 from pymongo import AsyncMongoClient, MongoClient
 from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
 from pymongo.database import Database
 from pymongo.errors import (
@@ -41,6 +42,7 @@ RAW: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocument
 """Decode one level, leave what lies below as BSON bytes."""
 
 DUPLICATE_KEY = 11000
+NO_COLLECTION = 26
 _SESSION_ID = re.compile(r"[0-9a-f]{32}\Z")
 _UNKNOWN_CODES = frozenset({64, 79, 91, 189, 11600, 11602, 10107, 13435})
 """Write-concern and fail-over codes: the write may or may not last."""
@@ -112,6 +114,31 @@ def translated(doing: str) -> Iterator[None]:
         if error.code in _UNKNOWN_CODES or error.has_error_label("RetryableWriteError"):
             raise CommitUnknown(f"MongoDB did not confirm {doing}: {first_line(error)}") from error
         raise StoreUnavailable(f"MongoDB refused {doing}: {first_line(error)}") from error
+
+
+def usage_pipeline() -> list[Document]:
+    """Asks for a collection's numbers, by its metadata."""
+    return [{"$collStats": {"storageStats": {}}}, {"$project": {"storageStats.count": 1, "storageStats.size": 1}}]
+
+
+def usage_in(shards: list[Document]) -> tuple[int, int]:
+    """Number of documents, and their bytes before compression, out of the answers to :func:`usage_pipeline`."""
+    found = [shard["storageStats"] for shard in shards]
+    return sum(int(shard["count"]) for shard in found), sum(int(shard["size"]) for shard in found)
+
+
+def usage_of(collection: Collection[Document], session: ClientSession | None = None) -> tuple[int, int]:
+    """Number of documents, and their bytes before compression, by the collection's metadata; may be off after a crash of MongoDB.
+
+    To be called inside :func:`translated`.
+    """
+    try:
+        at_once = collection.with_options(read_concern=ReadConcern("local"))
+        return usage_in(list(at_once.aggregate(usage_pipeline(), session=session)))
+    except OperationFailure as error:
+        if error.code == NO_COLLECTION:
+            return 0, 0
+        raise
 
 
 def end_transactions(db: Database[Document], sessions: AbstractSet[str]) -> None:

@@ -81,7 +81,7 @@ class ForeignFeed:
         self.given_up = 0
         self._settings = settings
         self._parser = EventParser(policies, settings)
-        self._inbox = Inbox(db)
+        self._db = db
         self._announce = announce
         self._auth = secret(source.auth)
         self._buffer = Buffer()
@@ -185,12 +185,12 @@ class ForeignFeed:
 
     async def _accept(self, stop: threading.Event) -> None:
         ingress = Ingress(
-            self._inbox.write,
+            Inbox(self._db).write,
             max_events=self._settings.max_batch_events,
             repeat_for_s=self._settings.mongo_timeout_ms / 1000,
             on_stored=self._stored,
         )
-        watch = asyncio.create_task(InboxWatch(self._inbox, ingress, self._settings).run())
+        watch = asyncio.create_task(InboxWatch(self._db, ingress, self._settings).run())
         leaving = Leaving(stop)
         while not leaving.now(waiting=len(self._buffer)):
             payloads = await asyncio.to_thread(self._buffer.first, self._settings.max_batch_events, 0.25)

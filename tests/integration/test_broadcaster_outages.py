@@ -16,7 +16,9 @@ import pytest
 from pymongo import MongoClient
 
 from app.embedded.servers import EmbeddedServers
+from app.overview import overview
 from app.settings import Settings
+from app.stores import mongo
 from tests.support.broadcasters import broadcaster_process
 from tests.support.servers import fresh_settings
 from tests.support.waiting import eventually
@@ -126,6 +128,33 @@ def test_a_full_inbox_is_said_and_opens_again(make_settings: Callable[..., Setti
         eventually(lambda: http.post("/events", json=event("room")).status_code == 202)
         eventually(lambda: http.get("/health/ready").status_code == 200)
         assert process.terminate() == 0
+
+
+@pytest.mark.parametrize("limit", [{"failures_max": 2}, {"failures_max_bytes": 1_000}], ids=["number", "bytes"])
+def test_g7_too_many_failures_close_the_doors_until_they_are_decided(
+    make_settings: Callable[..., Settings], tmp_path: Path, limit: dict[str, int]
+):
+    """G7: failed events are never thrown away, so no more are taken in; operators make room."""
+    settings = make_settings(port=0, **limit)
+    with (
+        broadcaster_process(settings, tmp_path) as (_, url),
+        httpx.Client(base_url=url, timeout=20) as http,
+        MongoClient(settings.mongo_url) as client,
+    ):
+        assert http.post("/events", json=event("first")).status_code == 202
+        failures = client.get_default_database()["failures"]
+        failures.insert_many([{"_id": f"k{n}#1d", "v": 1, "key": f"k{n}", "state": "dead", "body": {"data": "x" * 600}} for n in range(2)])
+        numbers = iter(range(10_000))
+        refused = eventually(lambda: (answer := http.post("/events", json=event(str(next(numbers))))).status_code == 503 and answer)
+        assert refused.headers["retry-after"] == "10"
+        assert "too many events have failed" in refused.json()["detail"]
+        assert "dedup failures" in refused.json()["detail"]
+        assert http.get("/health/ready").status_code == 503
+        db = mongo.connect(settings, role="test")
+        with closing(db.client):
+            assert overview(db, settings)["full"] == refused.json()["detail"]
+        failures.delete_many({})
+        eventually(lambda: http.post("/events", json=event("room")).status_code == 202)
 
 
 def test_it_ends_in_time_although_a_client_never_finishes_its_request(make_settings: Callable[..., Settings], tmp_path: Path):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from pymongo.errors import OperationFailure
 
 import app
 from app import accept, accept_async
-from app.errors import InvalidEvent, StoreUnavailable
+from app.errors import InboxFull, InvalidEvent, StoreUnavailable
 from app.events.parsing import EventParser
 from app.events.policies import Policies
 from app.settings import Settings, database_of
@@ -79,6 +80,56 @@ def test_an_absent_mongodb_is_said(settings: Settings):
         accept(event("a"), db=nowhere["x"], settings=settings)
 
 
+def test_g7_the_inbox_s_limits_hold_here_too(client: MongoClient[dict[str, Any]], make_settings: Callable[..., Settings]):
+    """G7: the same word as at the doors, in a transaction and outside of one; the transaction is the producer's to abort."""
+    settings = make_settings(inbox_max_batches=2)
+    db = database(client, settings)
+    db.create_collection("orders")
+    numbers = iter(range(1_000))
+
+    def refused(**options: Any) -> InboxFull | None:
+        try:
+            accept(event(str(next(numbers))), db=db, settings=settings, **options)
+        except InboxFull as error:
+            return error
+        return None
+
+    full = eventually(refused, 10)
+    assert full.retry_after_s == 10
+    assert "the inbox is full" in str(full)
+    before = db.inbox.count_documents({})
+    with client.start_session() as session:
+        session.start_transaction()
+        db.orders.insert_one({"_id": "kept out"}, session=session)
+        with pytest.raises(InboxFull):
+            accept(event("kept out"), db=db, session=session, settings=settings)
+        session.abort_transaction()
+    assert (db.orders.count_documents({}), db.inbox.count_documents({})) == (0, before)
+
+    db.inbox.delete_many({})
+    eventually(lambda: refused() is None, 10)
+
+
+def test_the_limits_are_asked_outside_of_a_bound_transaction(client: MongoClient[dict[str, Any]], make_settings: Callable[..., Settings]):
+    settings = make_settings(failures_max=1)
+    db = database(client, settings)
+    db.create_collection("inbox")
+    with client.start_session() as session, session.bind(), session.start_transaction():
+        accept(event("bound"), db=db, session=session, settings=settings)
+    assert db.inbox.count_documents({}) == 1
+    db.failures.insert_one({"_id": "k#d", "v": 1})
+
+    def refused() -> bool:
+        with client.start_session() as session, session.bind(), session.start_transaction():
+            try:
+                accept(event("bound"), db=db, session=session, settings=settings)
+            except InboxFull as error:
+                return "too many events have failed" in str(error)
+        return False
+
+    eventually(refused, 10)
+
+
 def test_it_commits_and_rolls_back_with_the_producer(client: MongoClient[dict[str, Any]], settings: Settings):
     """G1: accepted exactly when the producer's transaction commits."""
     db = database(client, settings)
@@ -135,6 +186,17 @@ def test_the_same_with_an_async_client(settings: Settings):
                 await session.start_transaction()
                 await accept_async(event("dropped"), db=db, session=session)
                 await session.abort_transaction()
+                full = replace(settings, inbox_max_batches=1)
+                for _ in range(200):  # what was asked a moment ago is not asked again
+                    try:
+                        async with await session.start_transaction():
+                            await accept_async(event("full"), db=db, session=session, settings=full)
+                            await session.abort_transaction()
+                    except InboxFull:
+                        break
+                    await asyncio.sleep(0.02)
+                else:
+                    raise AssertionError("the inbox's limit is not asked")
             return [e["key"] async for d in db.inbox.find() for e in d["events"]]
 
     assert asyncio.run(main()) == ["id~shop~kept"]
