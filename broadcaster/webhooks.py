@@ -17,6 +17,7 @@ from fastapi import APIRouter, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from app.events.forms import FORM
 from app.events.hooks import Hook
 from app.events.parsing import IDEMPOTENCY_KEY, EventParser
 from broadcaster.answers import Json, receipt_view
@@ -102,4 +103,10 @@ def _headers(request: Request) -> dict[str, str]:
     return headers
 
 
-_BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {"application/json": {"schema": {}}}}}
+_PAYLOAD: dict[str, Any] = {
+    "type": "object",
+    "properties": {"payload": {"type": "string"}},
+    "required": ["payload"],
+    "additionalProperties": False,
+}
+_BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {"application/json": {"schema": {}}, FORM: {"schema": _PAYLOAD}}}}

@@ -10,8 +10,8 @@
 | ``signature`` | none | ``"github"``, ``"standard-webhooks"``, or a table ``{header, algorithm, encoding, prefix}`` for a plain HMAC of the body |
 | ``secret_env`` | | name of the environment variable that holds the secret, or a list of names while one replaces another |
 
-Expressions are JMESPath over ``{headers, body}``: names of headers in lower case, as in ``headers."x-github-event"``; the body is JSON. A
-text in quotes, ``'github'``, stands for itself.
+Expressions are JMESPath over ``{headers, body}``: names of headers in lower case, as in ``headers."x-github-event"``; the body is JSON, or a
+form with JSON in its field ``payload``, which is then the body. A text in quotes, ``'github'``, stands for itself.
 
 Guaranteed: the same request gives the same event. Not guaranteed: that it is a good event (:class:`app.events.parsing.EventParser` says that), nor
 that an id taken from a header is covered by the signature: signatures cover the body, and of headers only what their scheme says.

@@ -20,6 +20,7 @@ import msgspec
 from app.errors import InvalidEvent
 from app.events.attributes import Attributes, check_text, cloudevent_of_binary, is_json_media, read_cloudevent, read_plain
 from app.events.event import Event
+from app.events.forms import FORM, payload_of
 from app.events.hooks import Hook
 from app.events.json_text import compact, decode, elements, is_array, least_size, refuse_double_names
 from app.events.policies import Policies
@@ -103,17 +104,19 @@ class EventParser:
         Args:
             hook: whose request it is; its signature has been checked.
             headers: names in lower case.
-            body: JSON.
+            body: JSON, or a form with JSON in its field ``payload``.
             idempotency_key: as in the class's docstring.
 
         Raises:
             InvalidEvent: as in the module's docstring.
         """
         self._check_size(body)
-        self._refuse_absurd(body)
         media = _media_type(headers.get("content-type"))
-        if not is_json_media(media):
+        if media == FORM:
+            body = payload_of(body)
+        elif not is_json_media(media):
             raise InvalidEvent(f"a webhook's body must be JSON, not {shown(media)}", field="Content-Type")
+        self._refuse_absurd(body)
         value = decode(body)
         self._checked([{"body": value}], None)
         refuse_double_names(body, compact(value), lambda read: [{"body": read}])

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx
 import pytest
@@ -155,6 +156,20 @@ def test_github_delivers(running: Running):
     first, second = running.stored(key)
     assert (first["type"], first["door"], first["body"]["data"]) == ("github.push", "hook:github", PUSH)
     assert first["digest"] == second["digest"]
+
+
+def test_github_delivers_forms(running: Running):
+    """GitHub's other content type: the signature is of the form, the event is the same as that of its JSON."""
+    form = urlencode({"payload": json.dumps(PUSH | {"text": "ä + & = %"}, ensure_ascii=False)}).encode()
+    mac = hmac.new(SECRET.encode(), form, hashlib.sha256).hexdigest()
+    content, headers = github("d-form", PUSH | {"text": "ä + & = %"})
+    changes = {"Content-Type": "application/x-www-form-urlencoded", "X-Hub-Signature-256": f"sha256={mac}"}
+    answer = running.http.post("/hooks/github", content=form, headers=headers | changes)
+    assert answer.status_code == 202, answer.text
+    assert running.http.post("/hooks/github", content=content, headers=headers).json()["keys"] == answer.json()["keys"]
+    first, second = running.stored(answer.json()["keys"][0])
+    assert (first["digest"], first["body"]) == (second["digest"], second["body"])
+    assert running.http.post("/hooks/github", content=form + b"%20", headers=headers | changes).status_code == 401
 
 
 def test_a_signature_takes_the_place_of_the_token(running: Running):

@@ -6,6 +6,7 @@ import hmac
 import json
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlencode
 
 import pytest
 from hypothesis import given
@@ -32,6 +33,7 @@ signature = "github"
 secret_env = "GITHUB_SECRET"
 """
 HEADERS = {"x-github-event": "push", "x-github-delivery": "72d3162e", "content-type": "application/json"}
+FORM = {"content-type": "application/x-www-form-urlencoded"}
 BODY = {"repository": {"full_name": "octo/hello"}, "ref": "refs/heads/main"}
 
 
@@ -145,7 +147,18 @@ def test_expressions_over_headers_and_body():
         (b"", {}, 400, None),
         (b"{", {}, 400, None),
         (b"\xff", {}, 400, None),
-        (b"kind=paid", {"content-type": "application/x-www-form-urlencoded"}, 422, "Content-Type"),
+        (b"kind=paid", FORM, 422, "Content-Type"),
+        (b"payload=%7B%7D&payload=%7B%7D", FORM, 422, "Content-Type"),
+        (b"payload=%7B%7D&x=1", FORM, 422, "Content-Type"),
+        (b"payload", FORM, 422, "Content-Type"),
+        (b'{"kind": "paid"}', FORM, 422, "Content-Type"),
+        (b"payload=%ff", FORM, 422, "Content-Type"),
+        (b"payload=\xff", FORM, 422, "Content-Type"),
+        (b"&".join([b"payload=1"] * 1_000), FORM, 422, "Content-Type"),
+        (b"payload=", FORM, 400, None),
+        (b"payload=%7B", FORM, 400, None),
+        (b"payload=%7B%22kind%22%3A%22paid%22%2C%22kind%22%3A%22lost%22%7D", FORM, 422, "body.kind"),
+        (b"payload=%22" + b"%78" * 2_000 + b"%22", FORM, 413, None),
         (b"{}", {"content-type": "application/json; charset=latin1"}, 400, "Content-Type"),
         ({}, {}, 422, "type"),
         (5, {}, 422, "type"),
@@ -165,6 +178,14 @@ def test_what_is_no_event_is_refused(body: Any, headers: dict[str, str], status:
     found = refused(Hook(name="shop", type="body.kind", id="body.number", time="body.at"), body, headers)
     assert found[0] == status
     assert field is None or found[1] == field
+
+
+def test_a_form_with_a_payload_is_the_event_of_its_json():
+    hook = Hook(name="shop", type="'paid'", id="body.number")
+    body = {"number": 1, "text": "a b+c&d=e;ü%"}
+    for form in (urlencode({"payload": json.dumps(body)}), "payload=" + quote(json.dumps(body, ensure_ascii=False))):
+        for media in ("application/x-www-form-urlencoded", "Application/X-WWW-Form-Urlencoded; charset=utf-8"):
+            assert read(hook, form.encode(), {"content-type": media}) == read(hook, body, {})
 
 
 @given(
