@@ -27,13 +27,14 @@ from fastapi import FastAPI
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from app import __version__
-from app.errors import ServerStartError, SettingsError
+from app.errors import ServerStartError, SettingsError, TransientError
 from app.events.hooks import Hook
 from app.events.parsing import EventParser
 from app.events.policies import Policies
 from app.settings import Settings
 from app.stores.inbox import Inbox
 from app.stores.mongo import connect
+from app.totals import Histogram
 from broadcaster import problems
 from broadcaster.doors import Doors
 from broadcaster.emitter import Emitter
@@ -44,6 +45,10 @@ from broadcaster.ingress import Ingress, Stored
 from broadcaster.live.failures import FailureRoutes
 from broadcaster.live.page import Page
 from broadcaster.live.watchers import Watchers
+from broadcaster.metrics.deployment import DeploymentLook
+from broadcaster.metrics.families import Here
+from broadcaster.metrics.requests import CountRequests, Requests
+from broadcaster.metrics.route import Metrics
 from broadcaster.packets import CheckPackets
 from broadcaster.publishing import Publishing
 from broadcaster.reads import Reads
@@ -111,12 +116,15 @@ class Broadcaster:
         api.include_router(Doors(self._reception, self._ingress, parser, settings).router())
         api.include_router(webhooks.router())
         api.include_router(Reads(self._db, report, self._ingress, settings).router())
+        self._requests = Requests()
+        self._deployment_look = DeploymentLook(self._db, settings)
+        api.include_router(Metrics(self._deployment_look, self._here, settings).router())
         api.include_router(FailureRoutes(self._db, self._reception).router())
         api.include_router(Page().router())
         problems.install(api)
         both = CheckPackets(socketio.ASGIApp(self._sockets, other_asgi_app=api), self._sockets, self.refusals)
         guarded = Guard(both, token=settings.token, open_paths=webhooks.signed_paths, local=settings.loopback)
-        self.asgi: Asgi = CutStalledClients(CountRefusals(guarded, self.refusals))
+        self.asgi: Asgi = CutStalledClients(CountRequests(CountRefusals(guarded, self.refusals), self._requests))
 
     def _stored(self, batches: list[Stored]) -> None:
         self._accepted.count(batches)
@@ -124,6 +132,25 @@ class Broadcaster:
         self._watchers.push(batches)
         for batch in batches:
             log.debug("batch.accepted", batch=batch.batch, events=len(batch.events), door=batch.door)
+
+    def _here(self) -> Here:
+        """This process's own numbers, for the metrics."""
+        try:
+            self._ingress.check_open()
+            accepting = True
+        except TransientError:
+            accepting = False
+        return Here(
+            accepting=accepting,
+            accepted_events=self._accepted.events,
+            accepted_batches=self._accepted.batches,
+            requests=dict(self._requests.counts),
+            durations={door: Histogram(list(h.buckets), h.seconds) for door, h in self._requests.durations.items()},
+            refused=self.refusals.view(),
+            clients=self._emitter.clients(),
+            sent=self._emitter.sent,
+            dropped=self._emitter.dropped,
+        )
 
     async def hang_up(self) -> None:
         """Say goodbye to Socket.IO clients, and wait no longer for bodies that have not arrived."""
@@ -144,6 +171,7 @@ class Broadcaster:
             await self._emitter.stop()
             await self._watchers.stop()
             self._reception.close()
+            self._deployment_look.close()
             self._db.client.close()
 
 
