@@ -5,12 +5,15 @@ operator whose decision came second is told so. In every function ``key`` and ``
 
 | decision | of | the ledger | the failure |
 |---|---|---|---|
-| retry | ``retrying``, ``dead``, ``stale``, ``malformed``, ``conflict`` without a commit | | ``retrying``, due now, counts at 0 |
+| retry | ``retrying``, ``dead``, ``stale``, ``conflict`` without a commit | | ``retrying``, due now, counts at 0 |
 | discard | any | a tombstone (``discarded: true``) where nothing is committed; else the digest joins ``rejected`` | removed |
 | keep old | ``conflict`` | the digest joins ``rejected`` | removed |
 | accept new | ``conflict`` | the body is exchanged, the old digest joins ``superseded`` | removed |
 
 Accepting new content exchanges what the ledger shows. It does not run handlers again: what the old content did stands.
+
+A ``malformed`` failure is a payload of a foreign feed, and no event: it has neither id nor data that a handler could expect. So it can be
+discarded, and not be tried again.
 """
 
 from collections.abc import Callable
@@ -63,7 +66,11 @@ class Decisions:
             DecisionRefused: there is no such failure, or the key is committed.
             StoreUnavailable: MongoDB is away.
         """
-        self._must_exist(key, digest)
+        if self._must_exist(key, digest)["state"] == "malformed":
+            raise DecisionRefused(
+                f"{key} is a payload that is no event, so handlers cannot have it: mend the feed's rules, publish what it means as an event of "
+                "your own ('dedup failures export' shows the payload), and discard it"
+            )
         committed = self._committed(key)
         if committed is not None:
             if digest in committed.digests:

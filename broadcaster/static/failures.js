@@ -26,7 +26,7 @@ const DECISIONS = {
   retrying: [AGAIN, DISCARD],
   dead: [AGAIN, DISCARD],
   stale: [AGAIN, DISCARD],
-  malformed: [AGAIN, DISCARD],
+  malformed: [DISCARD],
   conflict: [ACCEPT, KEEP, AGAIN, DISCARD],
 };
 

@@ -11,6 +11,7 @@ from pymongo.database import Database
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
 
+from app.decisions import DecisionRefused, Decisions
 from app.embedded.ports import free_port
 from app.embedded.process import ManagedProcess
 from app.events.policies import Policies
@@ -240,6 +241,21 @@ def test_g7_malformed_payloads_are_kept_up_to_a_number(place):
 
     assert place.db.failures.count_documents({"state": "malformed"}) <= 3
     assert (store.seen, store.seen - store.unkept) == (6, 3)
+
+
+def test_a_malformed_payload_is_discarded_and_never_tried_as_if_it_were_an_event(place):
+    """It has neither source, id nor data as handlers expect them: a retry would hand them somebody else's payload raw."""
+    store = MalformedStore(source_from("test", "airport", {"url": "http://h", "event": "departure"}), place.db)
+    store.note({"number": 5}, ValueError("no key"))  # type: ignore[arg-type]
+    store.flush()
+    (failure,) = place.db.failures.find()
+    decisions = Decisions.on(place.db)
+    with pytest.raises(DecisionRefused, match="no event, so handlers cannot have it"):
+        decisions.retry(failure["key"], failure["digest"])
+    assert place.db.failures.find_one() == failure
+    assert place.failures.due(10) == []
+    assert decisions.discard(failure["key"], failure["digest"]) == "discarded"
+    assert place.db.failures.count_documents({}) == 0
 
 
 def test_a_buffer_is_bounded_by_number_and_by_bytes():
