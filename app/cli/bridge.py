@@ -15,7 +15,9 @@ def bridge(
     ] = None,
     event: Annotated[str | None, typer.Option(metavar="NAME", help="The Socket.IO event to listen to.")] = None,
     namespace: Annotated[str | None, typer.Option(metavar="NS", help="Its namespace; by default /.")] = None,
-    auth: Annotated[str | None, typer.Option(metavar="TOKEN|JSON", help="A token or a JSON object; env:NAME reads a variable.")] = None,
+    auth: Annotated[
+        str | None, typer.Option(metavar="TOKEN|JSON", help="A token or a JSON object; env:NAME reads a variable, of .env too.")
+    ] = None,
     type: Annotated[str | None, typer.Option(metavar="EXPR", help="The event's type; by default the Socket.IO event's name.")] = None,
     key: Annotated[
         list[str] | None, typer.Option("--key", "--id", metavar="EXPR", help="What says which event it is; may be given several times.")

@@ -4,7 +4,6 @@ The fields are those of :class:`app.events.sources.Source`.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -104,17 +103,25 @@ def _key(place: str, given: Any) -> tuple[str, ...]:
     return tuple(parts)
 
 
-def secret(given: Any) -> Any:
-    """``auth`` with what ``env:NAME`` stands for; read by the process that connects, so that others need not know it.
+def secret(source: Source, variables: Mapping[str, str]) -> Any:
+    """A feed's ``auth`` with what ``env:NAME`` stands for; read by the process that connects, so that others need not know it.
+
+    Args:
+        source: the feed.
+        variables: the environment over ``.env`` (:func:`app.settings.variables`).
 
     Raises:
-        PolicyError: such a variable is not set.
+        PolicyError: such a variable is not set, or empty.
     """
+    return _filled(source, source.auth, variables)
+
+
+def _filled(source: Source, given: Any, variables: Mapping[str, str]) -> Any:
     if isinstance(given, dict):
-        return {name: secret(value) for name, value in given.items()}
+        return {name: _filled(source, value, variables) for name, value in given.items()}
     if isinstance(given, str) and given.startswith(_ENV):
-        found = os.environ.get(given.removeprefix(_ENV))
-        if found is None:
-            raise PolicyError(f"a feed's auth names the variable {given.removeprefix(_ENV)}, which is not set")
+        name = given.removeprefix(_ENV)
+        if not (found := variables.get(name, "").strip()):
+            raise PolicyError(f"the feed {source.name} names the variable {name} in its auth, which is not set")
         return found
     return given

@@ -5,7 +5,7 @@
 | ``url`` | | of the server: ``http``, ``https``, ``ws`` or ``wss`` |
 | ``event`` | | name of the Socket.IO event to listen to |
 | ``namespace`` | ``/`` | |
-| ``auth`` | nothing | a token (sent as ``{"token": …}`` and as a bearer token), or an object; ``env:NAME`` is read from the environment |
+| ``auth`` | nothing | a token (sent as ``{"token": …}`` and as a bearer token), or an object; ``env:NAME`` is read from the environment, or from ``.env`` |
 | ``transport`` | ``websocket`` | or ``polling`` |
 | ``type`` | the event's name | expression |
 | ``source`` | the feed's name | expression |

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from app import telemetry
 from app.errors import DedupError
 from app.events.sources import Source
-from app.settings import load_settings
+from app.settings import load_settings, variables
 
 _LOOK_EVERY_S = 0.1
 
@@ -41,7 +41,7 @@ def run(sources: Sequence[Source] = ()) -> None:
     from app.celery import app
     from broadcaster.bridge.process import Bridge
 
-    bridge = Bridge(settings, app, sources)
+    bridge = Bridge(settings, app, sources, variables())
     bridge.start()
     while not told:
         time.sleep(_LOOK_EVERY_S)

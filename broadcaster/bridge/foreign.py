@@ -19,7 +19,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
@@ -63,6 +63,7 @@ class ForeignFeed:
         policies: of this process.
         db: the deployment's database.
         announce: takes announcements of what was stored; must not wait.
+        variables: hold the secrets that the source names.
 
     Raises:
         PolicyError: a secret that the source names is not set.
@@ -75,6 +76,7 @@ class ForeignFeed:
         policies: Policies,
         db: Database[Document],
         announce: Callable[[list[Announcement]], None],
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         self.source = source
         self.accepted = 0
@@ -83,7 +85,7 @@ class ForeignFeed:
         self._parser = EventParser(policies, settings)
         self._db = db
         self._announce = announce
-        self._auth = secret(source.auth)
+        self._auth = secret(source, variables or {})
         self._buffer = Buffer()
         self._malformed = MalformedStore(source, db)
         self._outage = Outage(f"feed {source.name}")

@@ -18,7 +18,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -58,12 +58,13 @@ class Bridge:
         settings: of this process.
         app: the Celery application.
         sources: foreign servers to listen to.
+        variables: the environment, which holds the sources' secrets.
 
     Raises:
         PolicyError: the policy file is wrong, or a secret that it names is not set.
     """
 
-    def __init__(self, settings: Settings, app: Celery, sources: Sequence[Source] = ()) -> None:
+    def __init__(self, settings: Settings, app: Celery, sources: Sequence[Source] = (), variables: Mapping[str, str] | None = None) -> None:
         # Results are for others to ask for: Redis' backend would subscribe to each sent task's.
         app.conf.update(result_backend="disabled://")
         self._settings = settings
@@ -75,7 +76,7 @@ class Bridge:
         self.feeds = [Feed(url, settings.token, self._accept) for url in settings.bridge_sources]
         self.sweeper = Sweeper(settings, self._db, self._redis, app, being_sent=self.intake.holds)
         self._forwarder = Forwarder(self.intake, self.watch, Sender(app), Inbox(self._db), high_water=settings.queue_high_water)
-        self.foreign = self._foreign_of(sources) if sources else []
+        self.foreign = self._foreign_of(sources, variables or {}) if sources else []
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
 
@@ -116,9 +117,9 @@ class Bridge:
         if self.watch.active and (dropped := self.intake.offer(announced)):
             log.warning("bridge.dropped", batches=dropped)
 
-    def _foreign_of(self, sources: Sequence[Source]) -> list[ForeignFeed]:
+    def _foreign_of(self, sources: Sequence[Source], variables: Mapping[str, str]) -> list[ForeignFeed]:
         policies = Policies.load(self._settings.policies, self._settings)
-        return [ForeignFeed(source, self._settings, policies, self._db, self._accept_own) for source in sources]
+        return [ForeignFeed(source, self._settings, policies, self._db, self._accept_own, variables) for source in sources]
 
     def _accept_own(self, announced: list[Announcement]) -> None:
         if dropped := self.intake.offer(announced, own=True):

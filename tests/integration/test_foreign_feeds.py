@@ -155,10 +155,11 @@ def test_a_server_that_goes_away_or_speaks_rubbish_is_borne(place, spawn):
 
 
 def test_feeds_of_the_policy_file_and_what_is_wrong_with_the_command_line(place, spawn, tmp_path):
-    foreign = Foreign(spawn)
+    foreign = Foreign(spawn, token="s3cret")
     (tmp_path / "policies.toml").write_text(
-        f"[feeds.airport]\nurl = '{foreign.url}'\nevent = 'departure'\nkey = 'n'\ntransport = 'polling'\n"
+        f"[feeds.airport]\nurl = '{foreign.url}'\nevent = 'departure'\nkey = 'n'\ntransport = 'polling'\nauth = 'env:AIRPORT_TOKEN'\n"
     )
+    (tmp_path / ".env").write_text("AIRPORT_TOKEN=s3cret\n")  # the secret may stand where settings stand
     process = bridge(spawn, place, "--from", "airport", DEDUP_POLICIES=str(tmp_path / "policies.toml"))
     foreign.await_clients(1)
     foreign.emit({"n": 1})
