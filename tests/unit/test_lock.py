@@ -65,8 +65,9 @@ def test_what_the_image_holds_is_a_part_of_what_was_tested():
     assert not extras & runtime.keys()
 
 
-def test_pandas_is_kept_out():
-    assert not {"pandas", "numpy"} & _locked("requirements.lock").keys()
+def test_pandas_is_kept_out_and_numpy_is_for_pictures_alone():
+    assert "pandas" not in _locked("requirements.lock")
+    assert not {"matplotlib", "numpy"} & _locked("requirements-runtime.lock").keys()
 
 
 def test_celery_is_used_without_the_extras_that_pin_old_clients():
