@@ -15,6 +15,7 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -27,8 +28,8 @@ class UnreadableMessage(PermanentError):
     """A message is of another version, or not of the form that this process knows; the sweeper will send its batch again."""
 
 
-class Delivery(msgspec.Struct, frozen=True, kw_only=True):
-    """A task's message, checked."""
+class Delivery(msgspec.Struct, frozen=True, kw_only=True, dict=True):
+    """A task's message, checked. What is made of it is made once."""
 
     v: int
     batch: str | None
@@ -41,7 +42,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     seq: int
     forwards: int
 
-    @property
+    @cached_property
     def events(self) -> list[tuple[str, str, str]]:
         """``(key, digest, type)`` of each event."""
         if self.type_of is None:
@@ -49,7 +50,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
             return [(key, digest, kind) for key, digest in zip(self.keys, self.digests, strict=True)]
         return [(k, d, self.types[t]) for k, d, t in zip(self.keys, self.digests, self.type_of, strict=True)]
 
-    @property
+    @cached_property
     def accepted_at(self) -> datetime:
         """When a door took the batch."""
         return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=self.accepted_ms)
