@@ -1,0 +1,205 @@
+"""Where the time of an event goes: CPU by process in the running system, and by step, one after the other.
+
+The first table is read from the kernel's accounts of each process (user and system time, 10 ms apart) before and after 100,000 events through
+HTTP. The second runs the same code in one process, a step for all batches before the next one begins, so that the servers' accounts can be
+told apart by step. CPU time, unlike throughput, depends little on what else the machine does.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from app.events.parsing import EventParser
+from app.events.policies import Policies
+from app.messages import Delivery, announcement, delivery, read_delivery
+from app.stores.inbox import Inbox
+from app.stores.records import inbox_document, new_batch_id, utc_now
+from app.stores.submission import Submission, prepare
+from bench.load import SYNTHETIC, Load, bodies
+from bench.measures import Chart, Options, Result, Row, medians
+from bench.producers import over_http
+from bench.rig import Aside, Rig, started
+from workers.checking import check, fetch
+from workers.claiming import claim
+from workers.committing import store
+from workers.handlers import Registry
+from workers.pipeline import process
+from workers.run import Run
+from workers.runtime import Runtime
+from workers.sessions import sessions_of
+
+WARM_UP = 5_000
+PER_BATCH = 500
+_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+
+
+def run(options: Options) -> Result:
+    """Both tables; of several runs the medians."""
+    system: list[list[Row]] = []
+    steps: list[list[Row]] = []
+    for number in range(1, options.repeat(3) + 1):
+        count = options.pick(quick=10_000, default=100_000)
+        options.say(f"run {number}: {count:,} events through the system")
+        system.append(_by_process(options, count))
+        options.say(f"run {number}: step by step")
+        steps.append(_by_step(options, options.pick(quick=10, default=60)))
+    rows = medians(system, by=("what",)) + medians(steps, by=("what",))
+    return Result(
+        name="costs",
+        title="Where the time of an event goes",
+        about=(
+            "Microseconds of CPU per event. First what each process of the running system used for 100,000 events through HTTP, both servers "
+            "and three listeners included; then the steps alone, in one process, with what they cost in the servers."
+        ),
+        columns={"what": "", "python_us": "Python, µs", "mongod_us": "mongod, µs", "valkey_us": "Valkey, µs", "cpu_us": "together, µs"},
+        rows=rows,
+        charts=[Chart(kind="bars", x="what", y=("cpu_us",), label="µs of CPU per event")],
+        runs=[*system, *steps],
+        parameters={"per_batch": PER_BATCH},
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ by process
+
+
+def _by_process(options: Options, count: int) -> list[Row]:
+    with started(options.say) as rig, Aside() as aside:
+        aside.run(over_http, rig.url, Load(events=WARM_UP, name="warm", type=SYNTHETIC)).result()
+        rig.await_processed(rig.expect(WARM_UP))
+        rig.await_empty_inbox()
+        before = _accounts(rig)
+        sending = aside.run(over_http, rig.url, Load(events=count))
+        rig.await_processed(rig.expect(count), sending)
+        rig.await_empty_inbox()
+        after = _accounts(rig)
+        rig.audit()
+    used = {name: (after[name] - before[name]) / count * 1e6 for name in after}
+    rows = [{"what": f"process: {name}", "cpu_us": used[name]} for name in sorted(used, key=lambda name: -used[name])]
+    return [*rows, {"what": "all processes", "cpu_us": sum(used.values())}]
+
+
+def _accounts(rig: Rig) -> dict[str, float]:
+    """CPU seconds by process, children included."""
+    pids = {name: process.pid for name, process in rig.processes.items()} | _servers(rig)
+    return {name: sum(map(cpu_of, _family(pid))) for name, pid in pids.items()}
+
+
+def _servers(rig: Rig) -> dict[str, int]:
+    return {"valkey": rig.servers.valkey.process.pid, "mongod": rig.servers.mongo.nodes[0].process.pid}
+
+
+def cpu_of(pid: int) -> float:
+    """User and system time that a living process has used, in seconds; proc_pid_stat(5)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) * _TICK_S
+
+
+def _family(pid: int) -> list[int]:
+    children = [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
+    return [pid, *(one for child in children for one in _family(child))]
+
+
+# --------------------------------------------------------------------------------------------------------------- by step
+
+
+@dataclass(slots=True)
+class _Batch:
+    """A batch on its way: what each step leaves for the next."""
+
+    body: bytes
+    submission: Submission | None = None
+    id: str = ""
+    message: dict[str, Any] | None = None
+    run: Run | None = None
+    won: Any = None
+    works: Any = None
+
+    @property
+    def delivery(self) -> Delivery:
+        """As a listener reads it."""
+        return read_delivery(self.message)
+
+
+def _by_step(options: Options, number: int) -> list[Row]:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))  # as listeners log: app/telemetry.py
+    batches = [_Batch(body) for body in bodies(Load(events=number * PER_BATCH))]
+    with started(options.say, system=False) as rig:
+        winner = Runtime.build(rig.settings, "listener-1", handlers=Registry())
+        loser = Runtime.build(rig.settings, "listener-2", handlers=Registry())
+        try:
+            return [_timed(rig, what, batches, step) for what, step in _steps(rig, winner, loser)]
+        finally:
+            winner.close()
+            loser.close()
+
+
+def _timed(rig: Rig, what: str, batches: Sequence[_Batch], step: Callable[[_Batch], None]) -> Row:
+    pids = _servers(rig)
+    before = {name: cpu_of(pid) for name, pid in pids.items()}
+    python = time.process_time()
+    for batch in batches:
+        step(batch)
+    events = len(batches) * PER_BATCH
+    python_us = (time.process_time() - python) / events * 1e6
+    used = {name: (cpu_of(pid) - before[name]) / events * 1e6 for name, pid in pids.items()}
+    row: Row = {"what": f"step: {what}", "python_us": python_us, "mongod_us": used["mongod"], "valkey_us": used["valkey"]}
+    return row | {"cpu_us": python_us + used["mongod"] + used["valkey"]}
+
+
+def _steps(rig: Rig, winner: Runtime, loser: Runtime) -> list[tuple[str, Callable[[_Batch], None]]]:
+    parser = EventParser(Policies.load(None, rig.settings), rig.settings)
+    inbox = Inbox(rig.db)
+
+    def read(batch: _Batch) -> None:
+        batch.submission = prepare(parser.request(batch.body), max_events=PER_BATCH)
+
+    def accept(batch: _Batch) -> None:
+        assert batch.submission is not None
+        entries, now = batch.submission.entries, utc_now()
+        batch.id = new_batch_id()
+        inbox.write([inbox_document(batch.id, entries, door="bench", accepted_at=now)])
+        announced = announcement(batch.id, [(e.key, e.digest, e.type) for e in entries], now)
+        batch.message = delivery(announced, deployment="bench", seq=1, forwards=1)
+
+    def win(batch: _Batch) -> None:
+        batch.run = Run(winner, batch.delivery, winner.claims_of("bench"))
+        events = batch.run.delivery.events
+        with sessions_of(winner, events) as sessions:
+            batch.won, _ = claim(batch.run, events, sessions, lease_ms=60_000)
+
+    def look(batch: _Batch) -> None:
+        assert batch.run is not None
+        entries = fetch(batch.run, [event for event, _ in batch.won])
+        assert entries is not None
+        batch.works = [(entries[key, digest], answer) for (key, digest, _), answer in batch.won]
+
+    def examine(batch: _Batch) -> None:
+        assert batch.run is not None
+        batch.works = check(batch.run, batch.works)
+
+    def commit(batch: _Batch) -> None:
+        assert batch.run is not None
+        store(batch.run, batch.works)
+
+    def remove(batch: _Batch) -> None:
+        inbox.remove([batch.id])
+
+    def lose(batch: _Batch) -> None:
+        process(loser, batch.delivery)
+
+    return [
+        ("door: read a request, make keys and digests", read),
+        ("door: write the inbox", accept),
+        ("winner: claim", win),
+        ("winner: fetch", look),
+        ("winner: check failures and ledger", examine),
+        ("winner: commit, and mark done", commit),
+        ("winner: remove the batch", remove),
+        ("each loser: all", lose),
+    ]
