@@ -9,7 +9,8 @@ What it can see:
   Without expected keys, only what shows itself: events of the inbox and of ``failures`` whose body is missing.
 * ``twice``: departures with the same carrier, flight, origin and hour under more than one key, which a wrong key rule would
   make; and, where the example handler keeps its counts, departures that were counted and are not in the ledger. A key that
-  stands twice in the ledger cannot be: ``_id`` is unique.
+  stands twice in the ledger cannot be: ``_id`` is unique. What an operator had processed again (:mod:`app.reprocessing`) was
+  meant to be counted again, and the ledger says how often it was committed.
 * ``uncounted``: the other way round, departures in the ledger that the example handler did not count. It is asked for when the
   handler is known to have been there from the first event on, and then is part of ``lost``.
 
@@ -158,7 +159,8 @@ def _counts_against_ledger(db: Database[Document], *, must_be_there: bool) -> tu
     counts = Counter({str(d["_id"]): int(d.get("count", 0)) for d in db[COUNTS].find()})
     if not counts and not must_be_there:
         return 0, 0
-    rows = db["events"].aggregate([{"$match": {"type": TYPE}}, {"$group": {"_id": "$body.data.origin", "n": {"$sum": 1}}}])
+    commits: Document = {"$add": [1, {"$ifNull": ["$recommits", 0]}]}  # an operator may have had it processed again
+    rows = db["events"].aggregate([{"$match": {"type": TYPE}}, {"$group": {"_id": "$body.data.origin", "n": {"$sum": commits}}}])
     committed = Counter({str(row["_id"]): int(row["n"]) for row in rows})
     return (counts - committed).total(), (committed - counts).total()
 

@@ -7,10 +7,13 @@ operator whose decision came second is told so. In every function ``key`` and ``
 |---|---|---|---|
 | retry | ``retrying``, ``dead``, ``stale``, ``conflict`` without a commit | | ``retrying``, due now, counts at 0 |
 | discard | any | a tombstone (``discarded: true``) where nothing is committed; else the digest joins ``rejected`` | removed |
+| discard | of a key that is to be processed again | the former commit stands, see :mod:`app.reprocessing` | removed |
 | keep old | ``conflict`` | the digest joins ``rejected`` | removed |
 | accept new | ``conflict`` | the body is exchanged, the old digest joins ``superseded`` | removed |
 
 Accepting new content exchanges what the ledger shows. It does not run handlers again: what the old content did stands.
+
+Who decided what and when stands in ``decisions`` of the document that stays: the ledger's, or the failure's for *retry*.
 
 A ``malformed`` failure is a payload of a foreign feed, and no event: it has neither id nor data that a handler could expect. So it can be
 discarded, and not be tried again.
@@ -26,6 +29,7 @@ from pymongo.errors import DuplicateKeyError
 
 from app.errors import PermanentError
 from app.naming import MESSAGE_VERSION
+from app.reprocessing import withdraw
 from app.stores.failures import Failures, failure_id
 from app.stores.ledger import Committed, Ledger
 from app.stores.mongo import RAW, Document, translated
@@ -41,16 +45,21 @@ class DecisionRefused(PermanentError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decisions:
-    """Decisions on the failures of one deployment. Every write is at majority and safe to repeat."""
+    """Decisions on the failures of one deployment. Every write is at majority and safe to repeat.
+
+    Attributes:
+        by: who decides, for the events' stories.
+    """
 
     db: Database[Document]
     ledger: Ledger
     failures: Failures
+    by: str = OPERATOR
 
     @classmethod
-    def on(cls, db: Database[Document]) -> "Decisions":
+    def on(cls, db: Database[Document], *, by: str = OPERATOR) -> "Decisions":
         """For this database."""
-        return cls(db=db, ledger=Ledger(db), failures=Failures(db))
+        return cls(db=db, ledger=Ledger(db), failures=Failures(db), by=by)
 
     def by_name(self) -> dict[str, Callable[[str, str], str]]:
         """The decisions by the names under which tools offer them."""
@@ -83,19 +92,24 @@ class Decisions:
         with translated("retrying a failure"):
             others = {"key": key, "_id": {"$ne": me}, "v": MESSAGE_VERSION}
             self.failures.collection.update_many(others, {"$unset": {"preferred": ""}})
-            self.failures.collection.update_one({"_id": me}, {"$set": again | {"preferred": True}})
+            self.failures.collection.update_one(
+                {"_id": me}, {"$set": again | {"preferred": True}, "$push": {"decisions": self._noted("retry", digest)}}
+            )
         return "will be tried again"
 
     def discard(self, key: str, digest: str) -> str:
         """Give an event up for good. Where nothing is committed, a tombstone in the ledger keeps later copies out."""
         failure = self._must_exist(key, digest)
-        tombstone = self._document(failure) | {"discarded": True}
+        if (generation := failure.get("generation", 0)) and withdraw(self.db, key, generation, self._noted("discard", digest)):
+            self.failures.remove([(key, digest)], {key: generation})
+            return "it is not processed again; the former processing stands"
+        tombstone = self._document(failure) | {"discarded": True, "decisions": [self._noted("discard", digest)]}
         with translated("discarding an event"):
             try:
                 self.ledger.collection.insert_one(tombstone)
             except DuplicateKeyError:
-                return self._refuse_content(key, digest)
-        self.failures.remove([(key, digest)])
+                return self._refuse_content(key, digest, "discard")
+        self.failures.remove([(key, digest)], {key: generation})
         return "discarded"
 
     def keep_old(self, key: str, digest: str) -> str:
@@ -103,7 +117,7 @@ class Decisions:
         self._must_be_conflict(key, digest)
         if self._committed(key) is None:
             raise DecisionRefused(f"nothing is committed for {key} yet: wait until it is, or discard or retry this content")
-        return self._refuse_content(key, digest)
+        return self._refuse_content(key, digest, "keep-old")
 
     def accept_new(self, key: str, digest: str) -> str:
         """Let this content stand in place of the committed one; the old digest is kept as superseded."""
@@ -116,10 +130,11 @@ class Decisions:
             return "it stands already"
         with translated("accepting new content"):
             changed = self.ledger.collection.update_one(
-                {"_id": key, "v": MESSAGE_VERSION, "digest": committed.digest},
+                {"_id": key, "v": MESSAGE_VERSION, "digest": committed.digest, "reopened": {"$exists": False}},
                 {
                     "$set": {"digest": digest, "body": failure["body"], "type": failure["type"], "decided_at": utc_now()},
                     "$addToSet": {"superseded": committed.digest},
+                    "$push": {"decisions": self._noted("accept-new", digest)},
                     "$pull": {"rejected": digest},
                 },
             ).modified_count
@@ -128,12 +143,12 @@ class Decisions:
         self.failures.remove([(key, digest)])
         return "accepted in place of the old content"
 
-    def _refuse_content(self, key: str, digest: str) -> str:
+    def _refuse_content(self, key: str, digest: str, decision: str) -> str:
         committed = self._committed(key)
         if committed is not None and committed.digest == digest:
             self.failures.remove([(key, digest)])
             raise DecisionRefused(f"a commit came first: {key} has been processed with this very content by {committed.listener}")
-        if not self.ledger.reject(key, digest):
+        if not self.ledger.reject(key, digest, decision=self._noted(decision, digest)):
             raise DecisionRefused(f"{key} has left the ledger at this moment: decide again")
         self.failures.remove([(key, digest)])
         return "refused; the committed content stands"
@@ -145,6 +160,9 @@ class Decisions:
                 f"{key} was committed by another version of this software, which this one does not know: upgrade it first"
             )
         return found
+
+    def _noted(self, decision: str, digest: str) -> Document:
+        return {"at": utc_now(), "by": self.by, "what": decision, "digest": digest}
 
     def _must_exist(self, key: str, digest: str) -> Any:
         raw = self.failures.collection.with_options(codec_options=RAW)

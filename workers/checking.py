@@ -26,6 +26,7 @@ def fetch(run: Run, events: list[Key3]) -> dict[Pair, Entry] | None:
     """
     if run.delivery.batch is None:
         found = run.runtime.failures.fetch((key, digest) for key, digest, _ in events)
+        run.errors.update({(entry.key, entry.digest): failure.error for entry, failure in found.values() if failure.error is not None})
         return {(entry.key, entry.digest): entry for entry, _ in found.values()}
     if run.batch is None:
         run.batch = run.runtime.inbox.fetch(run.delivery.batch)
@@ -44,7 +45,7 @@ def check(run: Run, won: list[tuple[Entry, Answer]]) -> list[Work]:
         return []
     keys = [entry.key for entry, _ in won]
     failures = run.runtime.failures.of_keys(keys)
-    ledger = run.runtime.ledger.find(keys)
+    ledger = run.runtime.ledger.look(keys)
     works: list[Work] = []
     done: list[Entry] = []
     stale: list[Entry] = []
@@ -57,11 +58,12 @@ def check(run: Run, won: list[tuple[Entry, Answer]]) -> list[Work]:
             if entry.digest in committed.digests:
                 done.append(entry)
                 run.tally.skip("done", committed.listener, entry.key)
-            else:
+                continue
+            if entry.digest != committed.digest:
                 conflicts.append((entry, committed.digest))
-            continue
+                continue
         own = next((f for f in found if f.digest == entry.digest), None)
-        if committed is not None or any(not f.known for f in found):
+        if (committed is not None and not committed.known) or any(not f.known for f in found):
             unreadable.append(entry.key)
         elif (other := ahead_of(found, entry.digest)) is not None:
             conflicts.append((entry, other.digest))
@@ -73,12 +75,12 @@ def check(run: Run, won: list[tuple[Entry, Answer]]) -> list[Work]:
             run.confirm([(entry.key, entry.digest)])
             run.tally.skip("in failures:", "not due", entry.key)
             run.release([entry.key])
-        elif _is_stale(run, entry):
+        elif committed is None and _is_stale(run, entry):
             stale.append(entry)
         elif (token := _token(run, answer, own)) is None:
             run.release([entry.key])
         else:
-            works.append(_work(run, entry, answer, token, own))
+            works.append(_work(run, entry, answer, token, own, generation=committed.generation if committed is not None else 0))
     run.confirm((entry.key, entry.digest) for entry in done)
     run.complete(entry.key for entry in done)
     quarantine(run, conflicts)
@@ -99,7 +101,7 @@ def _token(run: Run, answer: Answer, failure: Failure | None) -> int | None:
     return failure.token + 1 if found is not None and found.claim_id == run.claim_id else None
 
 
-def _work(run: Run, entry: Entry, answer: Answer, token: int, failure: Failure | None) -> Work:
+def _work(run: Run, entry: Entry, answer: Answer, token: int, failure: Failure | None, *, generation: int) -> Work:
     handlers = run.runtime.handlers.for_type(entry.type)
     suspect = answer.taken_over or run.delivery.forwards >= SUSPECT_FORWARDS or (failure is not None and failure.starts > 0)
     return Work(
@@ -109,6 +111,9 @@ def _work(run: Run, entry: Entry, answer: Answer, token: int, failure: Failure |
         policy=run.runtime.policies.of(entry.type),
         failure=failure,
         suspect=bool(handlers) and suspect,
+        previous_owner=answer.owner,
+        story=failure,
+        generation=generation,
     )
 
 

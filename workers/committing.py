@@ -20,7 +20,7 @@ from workers.failing import quarantine, record_deadly, record_failure, start_was
 from workers.handling import HandlerRaised, run_at_least_once
 from workers.run import Run, Work
 from workers.sessions import Sessions
-from workers.transaction import ClaimLost, CommitLost, commit_async_transaction_of, commit_transaction_of, ledger_document
+from workers.transaction import ClaimLost, CommitLost, KeyTaken, commit_async_transaction_of, commit_transaction_of, ledger_document
 
 T = TypeVar("T")
 
@@ -52,6 +52,11 @@ def commit(run: Run, works: Sequence[Work], sessions: Sessions) -> None:
 
 def store(run: Run, works: Sequence[Work]) -> None:
     """Commit events that have no handlers left to run: one unordered insert at majority."""
+    for work in works:
+        if work.generation:
+            recommitted = run.runtime.ledger.recommit(ledger_document(run, work), work.generation)
+            _won(run, [work]) if recommitted else judge_taken(run, [work])
+    works = [work for work in works if not work.generation]
     if not works:
         return
     try:
@@ -168,6 +173,9 @@ def _tried(run: Run, work: Work, sessions: Sessions, give_up_at: float) -> bool:
     except ClaimLost:
         with run.lock:
             run.release([work.entry.key])
+    except KeyTaken:
+        with run.lock:
+            judge_taken(run, [work])
     except CommitLost:
         with run.lock:
             end_transactions(run.runtime.db, {sessions.id_for(work.entry.key)})  # then it is either committed or gone
@@ -227,7 +235,7 @@ def _went_together(run: Run, works: Sequence[Work], sessions: Sessions) -> bool:
                 run.log.info("batch.one_by_one", events=len(works), tries=tries, reason=first_line(error))
                 return False
             time.sleep(random.uniform(0.001, LONGEST_PAUSE_S * min(1.0, tries / 5)))
-        except (HandlerRaised, ClaimLost, CommitLost) as error:
+        except (HandlerRaised, ClaimLost, KeyTaken, CommitLost) as error:
             run.log.info("batch.one_by_one", events=len(works), tries=tries, reason=type(error).__name__)
             return False
         else:
@@ -257,4 +265,4 @@ def _won(run: Run, works: Sequence[Work]) -> None:
     run.complete(work.entry.key for work in works)
     if failed_before:
         with contextlib.suppress(TransientError):  # the sweeper removes what the ledger refutes
-            run.runtime.failures.remove(failed_before)
+            run.runtime.failures.remove(failed_before, {work.entry.key: work.generation for work in works})

@@ -38,6 +38,9 @@ class Work(msgspec.Struct):
         results: what its handlers returned so far.
         started: a solo run was noted in ``failures`` and has not ended.
         began: its handlers have begun, in the transaction that was tried last.
+        previous_owner: who had its claim before, where it was taken over.
+        story: what its earlier runs left in ``failures``, as the check found it.
+        generation: its key was reopened so often, and is to be committed again; 0: it is to be committed for the first time.
     """
 
     entry: Entry
@@ -49,6 +52,9 @@ class Work(msgspec.Struct):
     results: list[Any] = msgspec.field(default_factory=list)
     started: bool = False
     began: bool = False
+    previous_owner: str = ""
+    story: Failure | None = None
+    generation: int = 0
 
     @property
     def pair(self) -> Pair:
@@ -84,6 +90,7 @@ class Run:
         held: keys claimed and neither completed nor given back, with their digests.
         confirmed: (key, digest) pairs known finished by an own majority write or a majority read.
         batch: the inbox batch, once fetched.
+        errors: what earlier runs of failures raised, as ``failures`` has it, once fetched.
         lock: held while what follows from a concurrent handler's run is noted here.
     """
 
@@ -95,6 +102,7 @@ class Run:
     held: dict[str, str] = field(default_factory=dict)
     confirmed: set[Pair] = field(default_factory=set)
     batch: Batch | None = None
+    errors: dict[Pair, Any] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
     log: Any = None
 
@@ -108,7 +116,8 @@ class Run:
 
     def origin(self, token: int) -> Origin:
         """Where this run's failures come from."""
-        return Origin(batch=self.delivery.batch, accepted_at=self.delivery.accepted_at, listener=self.listener, token=token)
+        door = self.batch.door if self.batch is not None else None
+        return Origin(batch=self.delivery.batch, accepted_at=self.delivery.accepted_at, listener=self.listener, token=token, door=door)
 
     @contextmanager
     def renewing(self, won: Sequence[tuple[Key3, Answer]], lease_ms: int, session_id: Callable[[str], str]) -> Iterator[None]:

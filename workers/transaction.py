@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.client_session import ClientSession
@@ -16,7 +17,8 @@ from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
 from app.naming import MESSAGE_VERSION
-from app.stores.ledger import expiry
+from app.stores.failures import Failure
+from app.stores.ledger import expiry, recommitment
 from app.stores.mongo import Document
 from app.stores.records import utc_now
 from workers.handling import run_async_transactional, run_transactional
@@ -27,9 +29,15 @@ COMMIT_RETRY_S = 5.0
 
 COMMIT_PAUSE_S = 0.05
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
 
 class ClaimLost(Exception):
     """Another claim id holds a key of this transaction: its commit would only lose against the ledger."""
+
+
+class KeyTaken(Exception):
+    """A key that was reopened is so no more: it was committed again, or withdrawn."""
 
 
 class CommitLost(Exception):
@@ -38,8 +46,8 @@ class CommitLost(Exception):
 
 def ledger_document(run: Run, work: Work) -> Document:
     """The document that proves an event processed."""
-    entry = work.entry
-    return {
+    entry, story, batch = work.entry, work.story, run.batch
+    document: Document = {
         "_id": entry.key,
         "v": MESSAGE_VERSION,
         "digest": entry.digest,
@@ -49,11 +57,36 @@ def ledger_document(run: Run, work: Work) -> Document:
         "claim_id": run.claim_id,
         "token": work.token,
         "attempt": work.attempts + 1,
-        "batch": run.delivery.batch,
+        "batch": run.delivery.batch or (story.batch if story is not None else None),
+        "door": batch.door if batch is not None else story.door if story is not None else None,
         "accepted_at": run.delivery.accepted_at,
         "processed_at": utc_now(),
         **expiry(run.delivery.accepted_at, work.policy.retention_s),
     }
+    if batch is not None:
+        document["forwards"] = run.delivery.forwards
+        if run.delivery.seq:
+            document["forwarded_at"] = _EPOCH + timedelta(milliseconds=run.delivery.seq // 1000)
+    if work.previous_owner:
+        document["previous_owner"] = work.previous_owner
+    if story is not None and (story.attempts or not story.generation):
+        document["failed"] = _failed(run, work, story)
+    return document
+
+
+def _failed(run: Run, work: Work, story: Failure) -> Document:
+    """What the ledger keeps of runs that failed before: their document in ``failures`` is removed after the commit."""
+    kept = {
+        "attempts": story.attempts,
+        "starts": story.starts,
+        "first_failed_at": story.first_failed_at,
+        "at": story.updated_at,
+        "listener": story.listener,
+        "reason": story.reason,
+        "error": run.errors.get(work.pair),
+        "decisions": story.decisions,
+    }
+    return {name: value for name, value in kept.items() if value}
 
 
 def commit_transaction_of(run: Run, works: Sequence[Work], session: ClientSession) -> None:
@@ -62,6 +95,7 @@ def commit_transaction_of(run: Run, works: Sequence[Work], session: ClientSessio
     Raises:
         HandlerRaised: a handler failed; nothing was written.
         ClaimLost: a claim was seen to be another's; nothing was written.
+        KeyTaken: a key that was reopened is so no more; nothing was written.
         CommitLost: the commit's answer was lost; the ledger must be read again.
         PyMongoError: the transaction did not go through: a taken key, a write conflict, an outage.
     """
@@ -70,7 +104,7 @@ def commit_transaction_of(run: Run, works: Sequence[Work], session: ClientSessio
         work.began = False
     session.start_transaction(read_concern=ReadConcern("snapshot"), write_concern=WriteConcern("majority"))
     try:
-        ledger.insert([ledger_document(run, work) for work in works], session=session)
+        _write_ledger(run, works, session)
         for work in works:
             _must_be_held(run, work)
             work.began = True
@@ -96,7 +130,7 @@ async def commit_async_transaction_of(run: Run, work: Work, session: AsyncClient
     work.began = False
     await session.start_transaction(read_concern=ReadConcern("snapshot"), write_concern=WriteConcern("majority"))
     try:
-        await ledger.insert_one(ledger_document(run, work), session=session)
+        await _write_ledger_async(run, work, session)
         _must_be_held(run, work)
         work.began = True
         async with session.bind(end_session=False):
@@ -121,6 +155,25 @@ async def _commit_async(session: AsyncClientSession) -> None:
             await asyncio.sleep(COMMIT_PAUSE_S)
         else:
             return
+
+
+def _write_ledger(run: Run, works: Sequence[Work], session: ClientSession) -> None:
+    """Insert the documents of new keys; take the places of those that were reopened."""
+    if new := [ledger_document(run, work) for work in works if not work.generation]:
+        run.runtime.ledger.insert(new, session=session)
+    for work in works:
+        if work.generation and not run.runtime.ledger.recommit(ledger_document(run, work), work.generation, session):
+            raise KeyTaken(work.entry.key)
+
+
+async def _write_ledger_async(run: Run, work: Work, session: AsyncClientSession) -> None:
+    collection = run.runtime.async_db()[run.runtime.ledger.collection.name]
+    if not work.generation:
+        await collection.insert_one(ledger_document(run, work), session=session)
+        return
+    query, update = recommitment(ledger_document(run, work), work.generation)
+    if not (await collection.update_one(query, update, session=session)).matched_count:
+        raise KeyTaken(work.entry.key)
 
 
 def _must_be_held(run: Run, work: Work) -> None:

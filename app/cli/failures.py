@@ -104,8 +104,9 @@ _decision("keep-old", "Conflicts: let the committed content stand, and refuse th
 
 def _decide(db: "Database[dict[str, Any]]", name: str, found: list[dict[str, Any]], *, dry_run: bool) -> int:
     from app.decisions import DecisionRefused, Decisions
+    from app.reprocessing import operator
 
-    decide: Callable[[str, str], str] = Decisions.on(db).by_name()[name]
+    decide: Callable[[str, str], str] = Decisions.on(db, by=operator()).by_name()[name]
     refused = 0
     for one in found:
         label = f"{plain(one['key'])} {one['digest'][:9]}"

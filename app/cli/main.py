@@ -18,6 +18,7 @@ from app.cli.failures import failures, pause, resume
 from app.cli.inspect import inspect
 from app.cli.listeners import listeners
 from app.cli.publish import publish
+from app.cli.reprocess import reprocess
 from app.cli.servers import servers
 from app.cli.status import status
 from app.cli.up import up
@@ -49,7 +50,7 @@ def main(
     """Events from several listeners, each processed once."""
 
 
-for command in (up, demo, publish, status, inspect, audit, pause, resume, bridge):
+for command in (up, demo, publish, status, inspect, audit, reprocess, pause, resume, bridge):
     cli.command()(command)
 cli.add_typer(failures, name="failures")
 cli.add_typer(listeners, name="listeners")

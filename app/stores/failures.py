@@ -15,13 +15,15 @@
 | ``preferred`` | bool | an operator chose this content among those of its key |
 | ``other_digest`` | str | state ``conflict``: the digest that holds the key |
 | ``token`` | long | fencing token of the last writer; an older writer changes nothing |
-| ``batch, accepted_at, first_failed_at, updated_at, listener`` | | where it came from, when, by whom |
+| ``generation`` | int | it is to be processed again (:mod:`app.reprocessing`): only a ledger document of this generation refutes it |
+| ``decisions`` | array | what operators decided: ``{at, by, what, digest}`` |
+| ``batch, door, accepted_at, first_failed_at, updated_at, listener`` | | where it came from, when, by whom |
 
 State machine: ``retrying -> dead | conflict | stale | (gone, once the ledger has it)``; the others stay until an operator decides. The ledger
 wins: a document whose (key, digest) is in the ledger is garbage, and removed by whoever sees it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -59,6 +61,13 @@ class Failure(msgspec.Struct, frozen=True):
     token: int
     batch: str | None = None
     preferred: bool = False
+    door: str | None = None
+    updated_at: datetime | None = None
+    listener: str | None = None
+    reason: str | None = None
+    error: Any = None
+    decisions: list[Any] = []
+    generation: int = 0
 
     @property
     def known(self) -> bool:
@@ -79,7 +88,11 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 _STATE = dict.fromkeys(
-    ("v", "key", "digest", "state", "attempts", "starts", "due_at", "first_failed_at", "accepted_at", "token", "batch", "preferred"), 1
+    (
+        *("v", "key", "digest", "state", "attempts", "starts", "due_at", "first_failed_at", "accepted_at", "token", "batch", "preferred"),
+        *("door", "updated_at", "listener", "reason", "decisions", "generation"),
+    ),
+    1,
 )
 
 
@@ -268,14 +281,26 @@ class Failures:
             found = self.collection.find({"_id": {"$gt": after}}, {"v": 1, "key": 1, "digest": 1})
             return list(found.sort("_id", ASCENDING).limit(limit))
 
-    def remove(self, pairs: Sequence[tuple[str, str]]) -> int:
+    def remove(self, pairs: Iterable[tuple[str, str]], generations: Mapping[str, int] | None = None) -> int:
         """Remove failures that the ledger refutes: their (key, digest) is committed. Returns how many were there.
 
         Those of other versions stay, for a process that knows them.
+
+        Args:
+            pairs: (key, digest).
+            generations: of the ledger's documents, by key, where not 0. A failure of a later generation stays: its key was reopened
+                after the ledger was read.
         """
+        by_generation: dict[int, list[str]] = {}
+        for key, digest in pairs:
+            by_generation.setdefault((generations or {}).get(key, 0), []).append(failure_id(key, digest))
         with translated("removing refuted failures"):
-            done = self.collection.delete_many({"_id": {"$in": [failure_id(k, d) for k, d in pairs]}, "v": MESSAGE_VERSION})
-            return done.deleted_count
+            return sum(
+                self.collection.delete_many(
+                    {"_id": {"$in": ids}, "v": MESSAGE_VERSION, "generation": {"$not": {"$gt": generation}}}
+                ).deleted_count
+                for generation, ids in by_generation.items()
+            )
 
     def counts(self) -> dict[str, int]:
         """Number of failures by state."""
@@ -302,6 +327,7 @@ class Origin(msgspec.Struct, frozen=True):
     accepted_at: datetime
     listener: str
     token: int
+    door: str | None = None
 
 
 def failure_id(key: str, digest: str) -> str:
@@ -317,6 +343,7 @@ def _identity(entry: Entry, origin: Origin, now: datetime) -> Document:
         "type": entry.type,
         "body": entry.body,
         "batch": origin.batch,
+        "door": origin.door,
         "accepted_at": origin.accepted_at,
         "first_failed_at": now,
     }
@@ -347,4 +374,11 @@ def _failure(document: Any) -> Failure:
         token=document["token"],
         batch=document.get("batch"),
         preferred=document.get("preferred", False),
+        door=document.get("door"),
+        updated_at=document.get("updated_at"),
+        listener=document.get("listener"),
+        reason=document.get("reason"),
+        error=document.get("error"),
+        decisions=list(document.get("decisions") or ()),
+        generation=document.get("generation", 0),
     )

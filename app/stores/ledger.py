@@ -10,10 +10,18 @@
 | ``type``, ``body`` | str, document | the event |
 | ``listener``, ``claim_id``, ``token``, ``attempt`` | str, str, long, int | who committed it, and in which try |
 | ``batch``, ``accepted_at``, ``processed_at`` | str, date, date | where it came from, and when |
+| ``door``, ``forwards``, ``forwarded_at`` | str, int, date | by which door it came; how often its batch was sent, and when, as far as the winner knew |
+| ``previous_owner`` | str | who had the claim before, where it was taken over |
+| ``failed`` | document | runs that failed before this one: how many, when, by whom, why |
 | ``result`` | any | what its handler returned, if anything |
+| ``decisions`` | array | what operators decided: ``{at, by, what, digest}`` |
 | ``expires_at`` | date | end of its retention; absent where it is kept for ever |
+| ``reopened`` | bool | to be processed again (:mod:`app.reprocessing`); until then it proves nothing finished |
+| ``generation``, ``recommits`` | int, int | how often it was reopened, and committed again |
+| ``reprocessed`` | array | of each reopening: ``{generation, at, by, reason, former, withdrawn}``; ``former`` is what the commit before had said |
 
-Guarantees: at most one document per key, and reads see only what a majority holds.
+Guarantees: at most one document per key, and reads see only what a majority holds. A document that is reopened keeps its ``_id``: so a
+listener that knows nothing of it meets the fence, and only a commit that names its generation takes its place.
 """
 
 from collections.abc import Sequence
@@ -38,6 +46,8 @@ class Committed(msgspec.Struct, frozen=True):
         digests: every digest for which the key counts as finished: the one that stands, superseded and rejected ones.
         claim_id: the claim under which it was committed.
         known: whether this software can read it; else there are no digests, and nothing may be decided about the key.
+        generation: how often the key was reopened.
+        reopened: it is to be processed again: ``digest`` is then among ``digests`` no more.
     """
 
     digest: str
@@ -46,10 +56,26 @@ class Committed(msgspec.Struct, frozen=True):
     claim_id: str
     result: Any = None
     known: bool = True
+    generation: int = 0
+    reopened: bool = False
 
 
 _UNKNOWN = Committed(digest="", digests=frozenset(), listener="", claim_id="", known=False)
-_PROOF = {"v": 1, "digest": 1, "superseded": 1, "rejected": 1, "listener": 1, "claim_id": 1, "result": 1}
+_PROOF = dict.fromkeys(("v", "digest", "superseded", "rejected", "listener", "claim_id", "result", "generation", "reopened"), 1)
+OF_ONE_RUN = (
+    "listener",
+    "claim_id",
+    "token",
+    "attempt",
+    "batch",
+    "forwards",
+    "forwarded_at",
+    "previous_owner",
+    "failed",
+    "result",
+    "processed_at",
+)
+"""Fields that tell of one processing; those of an earlier one are kept in ``reprocessed``."""
 
 
 class Ledger:
@@ -66,7 +92,15 @@ class Ledger:
             )
 
     def find(self, keys: Sequence[str]) -> dict[str, Committed]:
-        """What is committed among ``keys``, by majority read.
+        """What is committed among ``keys``, by majority read; what is reopened is not.
+
+        Raises:
+            StoreUnavailable: MongoDB is away.
+        """
+        return {key: committed for key, committed in self.look(keys).items() if not committed.reopened}
+
+    def look(self, keys: Sequence[str]) -> dict[str, Committed]:
+        """The same, with what is reopened.
 
         Raises:
             StoreUnavailable: MongoDB is away.
@@ -106,11 +140,30 @@ class Ledger:
                 return [documents[e["index"]]["_id"] for e in errors]
         return []
 
-    def reject(self, key: str, digest: str) -> bool:
+    def recommit(self, document: Document, generation: int, session: ClientSession | None = None) -> bool:
+        """Commit a document in the place of the one that was reopened, at majority or in ``session``'s transaction.
+
+        Returns:
+            False when the key is not reopened (any more), or in another generation; then nothing is changed.
+
+        Raises:
+            CommitUnknown: outside a transaction: not known to last; read again before judging.
+            StoreUnavailable: outside a transaction: MongoDB is away. Inside one the driver's errors pass.
+        """
+        query, update = recommitment(document, generation)
+        if session is not None:
+            return self.collection.update_one(query, update, session=session).matched_count == 1
+        with translated("committing events again"):
+            return self.collection.update_one(query, update).matched_count == 1
+
+    def reject(self, key: str, digest: str, *, decision: Document | None = None) -> bool:
         """Count ``digest`` as refused for a committed key; False when the key is not committed (any more)."""
+        update: Document = {"$addToSet": {"rejected": digest}}
+        if decision is not None:
+            update["$push"] = {"decisions": decision}
         with translated("refusing other content"):
-            query = {"_id": key, "v": MESSAGE_VERSION}
-            return self.collection.update_one(query, {"$addToSet": {"rejected": digest}}).matched_count == 1
+            query = {"_id": key, "v": MESSAGE_VERSION, "reopened": {"$exists": False}}
+            return self.collection.update_one(query, update).matched_count == 1
 
     def get(self, key: str) -> Document | None:
         """The whole document of a key, or None."""
@@ -149,15 +202,31 @@ class Ledger:
             return {str(r["_id"]): int(r["n"]) for r in rows}
 
 
-def _committed(document: Document) -> Committed:
-    if document.get("v") != MESSAGE_VERSION:
+def recommitment(document: Document, generation: int) -> tuple[Document, Document]:
+    """Query and update that commit a document where its key is reopened in this generation.
+
+    Digests that operators decided about stay, and so do the story of earlier processings, and door and time of acceptance.
+    """
+    kept = ("_id", "v", "digest", "type", "body", "door", "accepted_at")
+    changed = {name: value for name, value in document.items() if name not in kept}
+    gone = [name for name in OF_ONE_RUN if name not in changed] + ["reopened"]
+    query = {"_id": document["_id"], "digest": document["digest"], "generation": generation, "reopened": True}
+    return query, {"$set": changed, "$unset": dict.fromkeys(gone, ""), "$inc": {"recommits": 1}}
+
+
+def _committed(found: Document) -> Committed:
+    if found.get("v") != MESSAGE_VERSION:
         return _UNKNOWN
+    reopened = bool(found.get("reopened"))
+    own = () if reopened else (found["digest"],)
     return Committed(
-        digest=document["digest"],
-        digests=frozenset((document["digest"], *document.get("superseded", ()), *document.get("rejected", ()))),
-        listener=document["listener"],
-        claim_id=document["claim_id"],
-        result=document.get("result"),
+        digest=found["digest"],
+        digests=frozenset((*own, *found.get("superseded", ()), *found.get("rejected", ()))),
+        listener=found["listener"],
+        claim_id=found["claim_id"],
+        result=found.get("result"),
+        generation=found.get("generation", 0),
+        reopened=reopened,
     )
 
 

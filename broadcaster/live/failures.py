@@ -52,7 +52,7 @@ class FailureRoutes:
     def __init__(self, db: Database[Document], reception: Reception) -> None:
         self._db = db
         self._reception = reception
-        self._decisions = Decisions.on(db)
+        self._decisions = Decisions.on(db, by="the live page")
 
     def router(self) -> APIRouter:
         """The routes."""

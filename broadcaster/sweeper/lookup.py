@@ -1,10 +1,13 @@
 """What the claims say about events that MongoDB shows to be unfinished."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from app.claims.store import ClaimStore
 from app.stores.progress import Pair
+
+Pairs = TypeVar("Pairs", bound=Collection[Pair])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +44,7 @@ def look(claims: ClaimStore, pairs: Sequence[Pair]) -> Claimed:
     return Claimed(live=frozenset(live), lapsed=frozenset(lapsed), done=frozenset(done))
 
 
-def forget_refuted(claims: ClaimStore, marked: Sequence[Pair], finished: Callable[[Sequence[Pair]], set[Pair]]) -> tuple[set[Pair], int]:
+def forget_refuted(claims: ClaimStore, marked: Sequence[Pair], finished: Callable[[Sequence[Pair]], Pairs]) -> tuple[Pairs, int]:
     """Delete marks of done that MongoDB refutes, so that the events can be won again.
 
     MongoDB is asked once more: an event may have been committed after it was asked first.
@@ -54,9 +57,7 @@ def forget_refuted(claims: ClaimStore, marked: Sequence[Pair], finished: Callabl
     Returns:
         The pairs that are finished by now, and how many marks were deleted.
     """
-    if not marked:
-        return set(), 0
-    done = finished(marked)
+    done = finished(marked)  # of none: none, without a round trip
     refuted = [pair for pair in marked if pair not in done]
     return done, claims.forget_done([key for key, _ in refuted], [digest for _, digest in refuted])
 

@@ -4,7 +4,7 @@ Guarantees: a suspect (an event whose solo run began and never ended) travels al
 of MongoDB shows its (key, digest) in the ledger.
 """
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -76,7 +76,7 @@ class Retries:
         late, due.forgotten = forget_refuted(self._claims, [p for p in pairs if p in claimed.done and p not in done], self._committed)
         done |= late
         if done:
-            due.refuted = self._failures.remove(list(done))
+            due.refuted = self._failures.remove(done, _by_key(done))
         left = [f for f in found if _pair(f) not in done]
         free = [f for f in left if _pair(f) not in claimed.live and f["type"] not in paused]
         if held := {_pair(f) for f in left} - {_pair(f) for f in free}:
@@ -99,7 +99,7 @@ class Retries:
         self._scanned_to = found[-1]["_id"] if len(found) == _SCAN_PER_ROUND else ""
         self._refuse([failure for failure in found if failure.get("v") != MESSAGE_VERSION])
         done = self._committed([_pair(failure) for failure in found if failure.get("v") == MESSAGE_VERSION])
-        return self._failures.remove(list(done)) if done else 0
+        return self._failures.remove(done, _by_key(done)) if done else 0
 
     def _refuse(self, unknown: Sequence[Document]) -> None:
         """Say once of each version that its failures are left to a sweeper that knows it."""
@@ -107,9 +107,10 @@ class Retries:
             log.error("failure.refused", version=version, failures=len(unknown), first=unknown[0]["_id"], known=MESSAGE_VERSION)
             self._refused.add(version)
 
-    def _committed(self, pairs: Sequence[Pair]) -> set[Pair]:
+    def _committed(self, pairs: Sequence[Pair]) -> dict[Pair, int]:
+        """Those that are committed, with the generation of the ledger's document."""
         committed = self._ledger.find([key for key, _ in pairs]) if pairs else {}
-        return {(key, digest) for key, digest in pairs if key in committed and digest in committed[key].digests}
+        return {(key, digest): committed[key].generation for key, digest in pairs if key in committed and digest in committed[key].digests}
 
     def _group(self, failures: list[Document]) -> Group:
         events = [(f["key"], f["digest"], f["type"]) for f in failures]
@@ -120,6 +121,10 @@ class Retries:
             pairs=[_pair(f) for f in failures],
             outgoing=Outgoing(queue=RECOVERY_QUEUE, task_id=name, message=message),
         )
+
+
+def _by_key(done: Mapping[Pair, int]) -> dict[str, int]:
+    return {key: generation for (key, _), generation in done.items()}
 
 
 def _pair(failure: Document) -> Pair:

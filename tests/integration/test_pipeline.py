@@ -1035,7 +1035,7 @@ class TestTakenKeys:
         message = plant.accept(entry("a"))
         commit = commit_by_hand
         before(listener.ledger, "insert", lambda: commit(plant, "a", "d1"))
-        before(listener.ledger, "find", lambda: None, lambda: plant.db["events"].delete_one({"_id": "a"}))
+        before(listener.ledger, "look", lambda: None, lambda: plant.db["events"].delete_one({"_id": "a"}))
 
         assert str(process(listener, message)) == "left 1"
         assert plant.claim_states() == {}

@@ -60,7 +60,7 @@ def test_a_stored_batch_that_no_majority_confirms_is_left_and_found_later(plant,
     listener = plant.listener()
     message = plant.accept(entry("a"), entry("b"))
     if taken:
-        listener.ledger.find = lambda _keys: {}  # taken between the check and the insert
+        listener.ledger.look = lambda _keys: {}  # taken between the check and the insert
         plant.db["events"].insert_one({"_id": "b", "v": 1, "digest": "d1", "listener": "somebody", "claim_id": "another"})
 
     with told_to_fail(plant, "insert", NOT_CONFIRMED, ALWAYS):

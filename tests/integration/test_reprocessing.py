@@ -1,0 +1,296 @@
+"""G2, G3: events that are processed again because an operator wants it: exactly once more, whatever comes in between."""
+
+import json
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from pymongo.database import Database
+from redis import Redis
+
+from app.audit import COUNTS, audit
+from app.cli.main import exit_code
+from app.decisions import DecisionRefused, Decisions
+from app.reprocessing import ReprocessingRefused, reprocess
+from app.samples import TYPE as DEPARTURE
+from app.settings import Settings
+from app.stack import environment_of
+from app.stores import mongo
+from tests.support.pipelines import TYPE, Plant, count_effect, entry, plant_on
+from workers.handlers import Handler
+from workers.pipeline import process
+
+K = "k~1"
+
+
+@pytest.fixture
+def db(settings: Settings) -> Iterator[Database[Any]]:
+    made = mongo.connect(settings, role="test")
+    yield made
+    made.client.close()
+
+
+@pytest.fixture
+def plant(settings: Settings, db: Database[Any], redis_client: Redis) -> Iterator[Plant]:
+    db["meta"].insert_one({"_id": "deployment", "id": Plant.DEPLOYMENT})
+    with plant_on(settings, db, redis_client) as made:
+        yield made
+
+
+def ledger(plant: Plant, key: str = K) -> dict[str, Any]:
+    found = plant.db["events"].find_one({"_id": key})
+    assert found is not None
+    return found
+
+
+def reopen(plant: Plant, key: str = K) -> None:
+    """What the command does, without its look at Redis: the mark of done stays."""
+    reprocess(plant.db, key, by="ann@host", reason="wrong handler")
+
+
+def refute_mark(plant: Plant, key: str = K) -> None:
+    """What the sweeper does before it sends a due failure whose key is marked done."""
+    plant.claims.forget_done([key], ["d1"])
+
+
+# ------------------------------------------------------------------------------------------------------------ once more
+
+
+async def count_async(event: Any, context: Any) -> None:
+    await context.db["effects"].update_one({"_id": event.key}, {"$inc": {"n": 1}}, upsert=True)
+
+
+def count_outside(event: Any, context: Any) -> None:
+    count_effect(event, context)
+
+
+@pytest.mark.parametrize(
+    "handlers", [(count_effect,), (count_async,), (Handler(name="o", pattern=TYPE, function=count_outside, at_least_once=True),)]
+)
+def test_it_is_processed_once_more_and_its_story_is_kept(plant, handlers):
+    first, second = plant.listener("listener-1", *handlers), plant.listener("listener-2", *handlers)
+    assert process(first, plant.accept(entry(K))).won == 1
+    before = ledger(plant)
+
+    reopen(plant)
+    refute_mark(plant)
+    assert process(second, plant.retry(entry(K))).won == 1
+    again = ledger(plant)
+
+    assert plant.effects() == {K: 2}
+    assert (again["listener"], again["recommits"], again["generation"]) == ("listener-2", 1, 1)
+    assert "reopened" not in again
+    assert (again["digest"], again["door"], again["batch"], again["accepted_at"]) == ("d1", "test", before["batch"], before["accepted_at"])
+    [noted] = again["reprocessed"]
+    assert (noted["by"], noted["reason"], noted["former"]["listener"]) == ("ann@host", "wrong handler", "listener-1")
+    assert noted["former"]["processed_at"] == before["processed_at"]
+    assert plant.failures() == {}
+
+
+def test_without_handlers_it_is_stored_again(plant):
+    runtime = plant.listener()
+    process(runtime, plant.accept(entry(K), entry("k~2")))
+    reopen(plant)
+    refute_mark(plant)
+    assert process(runtime, plant.retry(entry(K))).won == 1
+    assert (ledger(plant)["recommits"], plant.failures()) == (1, {})
+
+
+def test_the_mark_of_done_alone_skips_it_until_the_sweeper_has_refuted_it(plant):
+    runtime = plant.listener("listener-1", count_effect)
+    process(runtime, plant.accept(entry(K)))
+    reopen(plant)
+    assert str(process(runtime, plant.retry(entry(K)))) == "skipped 1 (done listener-1)"
+    assert plant.failures() == {(K, "d1"): "retrying"}
+    refute_mark(plant)
+    assert process(runtime, plant.retry(entry(K))).won == 1
+
+
+def test_several_times(plant):
+    runtime = plant.listener("listener-1", count_effect)
+    process(runtime, plant.accept(entry(K)))
+    for _ in range(3):
+        reopen(plant)
+        refute_mark(plant)
+        process(runtime, plant.retry(entry(K)))
+    assert plant.effects() == {K: 4}
+    assert (ledger(plant)["recommits"], len(ledger(plant)["reprocessed"])) == (3, 3)
+
+
+# ------------------------------------------------------------------------------------------------------ amid duplicates
+
+
+def test_duplicates_of_every_kind_change_nothing(plant):
+    listeners = [plant.listener(f"listener-{n}", count_effect) for n in (1, 2, 3)]
+    process(listeners[0], plant.accept(entry(K)))
+    reopen(plant)
+    plant.redis.flushdb()
+    messages = [plant.retry(entry(K)) for _ in range(6)] + [plant.accept(entry(K)) for _ in range(3)]  # sent by producers, too
+    with ThreadPoolExecutor(9) as threads:
+        tallies = list(threads.map(lambda n: process(listeners[n % 3], messages[n]), range(9)))
+    assert sum(tally.won for tally in tallies) == 1
+    for n in range(3):
+        assert process(listeners[n], plant.accept(entry(K))).won == 0
+    plant.redis.flushdb()
+    assert process(listeners[0], plant.accept(entry(K))).won == 0
+    assert plant.effects() == {K: 2}
+    assert plant.failures() == {}
+
+
+def test_a_listener_that_looked_before_it_was_reopened_fails_at_the_fence(plant):
+    gate = plant.gate()
+    slow = plant.listener("listener-1", count_effect)
+    insert = slow.ledger.insert
+
+    def insert_late(documents: Any, session: Any = None) -> list[str]:
+        gate.pass_through()
+        return insert(documents, session)
+
+    slow.ledger.insert = insert_late  # type: ignore[method-assign]
+    late = plant.start(slow, plant.accept(entry(K)))  # has checked, and is about to insert
+    gate.wait_entered()
+    plant.redis.flushdb()
+    quick = plant.listener("listener-2", count_effect)
+    assert process(quick, plant.accept(entry(K))).won == 1
+    reopen(plant)
+    gate.open()
+    assert late.result(20).won == 0
+    assert plant.effects() == {K: 1}
+    plant.redis.flushdb()
+    assert process(quick, plant.retry(entry(K))).won == 1
+    assert plant.effects() == {K: 2}
+
+
+def test_a_sweeper_that_looked_before_it_was_reopened_does_not_remove_its_body(plant):
+    runtime = plant.listener("listener-1", count_effect)
+    process(runtime, plant.accept(entry(K)))
+    refuted_by = runtime.ledger.find([K])[K].generation
+    reopen(plant)
+    assert runtime.failures.remove([(K, "d1")], {K: refuted_by}) == 0
+    refute_mark(plant)
+    process(runtime, plant.retry(entry(K)))
+    assert plant.failures() == {}
+
+
+def test_other_content_is_in_conflict_meanwhile_and_what_was_decided_stays_decided(plant):
+    runtime = plant.listener("listener-1", count_effect)
+    process(runtime, plant.accept(entry(K)))
+    process(runtime, plant.accept(entry(K, "d2")))
+    Decisions.on(plant.db).keep_old(K, "d2")
+    reopen(plant)
+    plant.redis.flushdb()
+    assert str(process(runtime, plant.accept(entry(K, "d2")))).startswith("skipped")
+    assert str(process(runtime, plant.accept(entry(K, "d3")))) == "failed 1 (conflict)"
+    assert process(runtime, plant.retry(entry(K))).left == 1, "the mark of d2 is refuted, and the sweeper sends it again"
+    assert process(runtime, plant.retry(entry(K))).won == 1
+    assert (ledger(plant)["digest"], ledger(plant)["rejected"]) == ("d1", ["d2"])
+
+
+# ------------------------------------------------------------------------------------------------------- failing, deciding
+
+
+def test_when_its_handler_fails_it_is_a_failure_like_others_and_discarding_it_lets_the_former_commit_stand(plant):
+    raising = [True]
+
+    def handle(event: Any, context: Any) -> None:
+        if raising[0]:
+            raise ValueError("not yet")
+        count_effect(event, context)
+
+    raising[0] = False
+    runtime = plant.listener("listener-1", handle)
+    process(runtime, plant.accept(entry(K)))
+    raising[0] = True
+    reopen(plant)
+    refute_mark(plant)
+    assert str(process(runtime, plant.retry(entry(K)))) == "failed 1 (retrying)"
+    plant.db["failures"].update_one({"digest": "d1"}, {"$set": {"state": "conflict"}})
+    with pytest.raises(DecisionRefused, match="nothing is committed"):
+        Decisions.on(plant.db).accept_new(K, "d1")
+    said = Decisions.on(plant.db, by="bob").discard(K, "d1")
+    assert said == "it is not processed again; the former processing stands"
+    assert plant.failures() == {}
+    kept = ledger(plant)
+    assert (kept["listener"], kept.get("recommits"), "reopened" in kept) == ("listener-1", None, False)
+    assert (kept["decisions"][0]["by"], kept["reprocessed"][0]["withdrawn"]["by"]) == ("bob", "bob")
+    assert str(process(runtime, plant.accept(entry(K)))).startswith("skipped 1 (done")
+    reopen(plant)
+    raising[0] = False
+    plant.redis.flushdb()
+    assert process(runtime, plant.retry(entry(K))).won == 1
+    assert (plant.effects(), ledger(plant)["generation"], ledger(plant)["recommits"]) == ({K: 2}, 2, 1)
+
+
+def test_of_two_commands_at_once_one_wins_and_the_other_says_so(plant):
+    process(plant.listener("listener-1", count_effect), plant.accept(entry(K)))
+    together = threading.Barrier(4)
+
+    def command(name: str) -> str:
+        together.wait(10)
+        try:
+            reprocess(plant.db, K, by=name, reason="because")
+        except ReprocessingRefused as error:
+            return str(error)
+        return name
+
+    with ThreadPoolExecutor(4) as threads:
+        said = list(threads.map(command, "abcd"))
+    [winner] = [text for text in said if len(text) == 1]
+    assert sum(f"by {winner}: because" in text for text in said) == 3
+    assert ledger(plant)["generation"] == 1
+
+
+# ------------------------------------------------------------------------------------------------------------ the command
+
+
+@pytest.fixture
+def command(plant, monkeypatch, tmp_path) -> Any:
+    for name, value in environment_of(plant.settings).items():
+        if name.startswith("DEDUP_"):
+            monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: exit_code(["reprocess", *arguments])
+
+
+def test_the_command_refutes_the_mark_and_says_who(plant, command, capsys):
+    runtime = plant.listener("listener-1", count_effect)
+    process(runtime, plant.accept(entry(K)))
+    assert command(K, "--reason", "x", "--dry-run") == 0
+    assert "would be processed again; was by listener-1" in capsys.readouterr().out
+    assert "reopened" not in ledger(plant)
+
+    assert command(f"{K}/listener-1", "--reason", "x", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["former"]["listener"] == "listener-1"
+    assert "@" in ledger(plant)["reprocessed"][0]["by"]
+    assert process(runtime, plant.retry(entry(K))).won == 1, "the mark of done is gone"
+
+
+def test_the_command_says_why_not_and_does_the_others(plant, command, capsys):
+    process(plant.listener("listener-1", count_effect), plant.accept(entry(K)))
+    capsys.readouterr()
+    assert command("k~none", K, "--reason", "x") == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("dedup: k~none is not processed")
+    assert captured.out.startswith(f"{K}: will be processed again")
+    assert command(K, "--reason", "x") == 1
+    assert "is being processed again already" in capsys.readouterr().err
+    assert command(K, "--reason", " ") == 2
+
+
+def test_the_audit_holds_afterwards(plant):
+    def count_departure(event: Any, context: Any) -> None:
+        context.db[COUNTS].update_one({"_id": event.data["origin"]}, {"$inc": {"count": 1}}, upsert=True)
+
+    data = {"carrier": "UA", "flight": 1545, "origin": "EWR", "time_hour": "2013-01-01T10:00:00Z"}
+    departure = entry(K, type=DEPARTURE, data=data)
+    runtime = plant.listener("listener-1", Handler(name="h", pattern=DEPARTURE, function=count_departure))
+    process(runtime, plant.accept(departure))
+    reopen(plant)
+    assert audit(plant.db, expected=[K], counted_from_start=True).ok
+    refute_mark(plant)
+    assert process(runtime, plant.retry(departure)).won == 1
+    found = audit(plant.db, expected=[K], counted_from_start=True)
+    assert (found.ok, found.processed, found.twice, found.lost) == (True, 1, 0, 0)
+    assert plant.db[COUNTS].find_one()["count"] == 2
