@@ -2,7 +2,8 @@
 
 Guarantees: handlers run one after the other on the thread that reads, so a slow one slows the server down instead of filling
 memory; a binary event and its attachments, which travel as messages of their own, stay together; a message longer than
-``MAX_MESSAGE_BYTES`` ends the connection before it is read (WebSocket only); what is no Socket.IO is counted and passed over.
+``MAX_MESSAGE_BYTES`` ends the connection before it is read (WebSocket only); what is no Socket.IO is counted and passed over; a server
+that vanished without a goodbye is noticed by its silence, and nothing of its connection is left open.
 
 python-socketio's own client starts a thread for every message: their order, and with it an event's attachments, is left to chance.
 """
@@ -19,6 +20,8 @@ from websocket._abnf import continuous_frame, frame_buffer
 log: Any = structlog.get_logger()
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+MAX_SILENCE_S = 120.0
+"""A server that has not been heard of for longer is taken for gone, whatever it says about its pings."""
 _LOGGED_EVERY = 1_000
 
 
@@ -65,6 +68,11 @@ class _EngineClient(engineio.Client):  # type: ignore[misc]  # untyped library
         self._on_rubbish = on_rubbish
 
     def _trigger_event(self, event: str, *args: Any, **kwargs: Any) -> Any:
+        if event == "connect":  # the time-outs of reading and writing follow from these two, and are set after this
+            self.ping_interval = min(self.ping_interval, MAX_SILENCE_S / 2)
+            self.ping_timeout = min(self.ping_timeout, MAX_SILENCE_S / 2)
+        if event == "disconnect" and self.reason.TRANSPORT_ERROR in args and self.ws is not None:
+            self.ws.shutdown()  # a server that fell silent: the client gives the connection up, and leaves it open
         if event != "message" or event not in self.handlers:
             return super()._trigger_event(event, *args, **kwargs)
         try:
