@@ -63,6 +63,9 @@ class OrderedClient(socketio.Client):  # type: ignore[misc]  # untyped library
 
 
 class _EngineClient(engineio.Client):  # type: ignore[misc]  # untyped library
+    ping_interval: float
+    ping_timeout: float
+
     def __init__(self, on_rubbish: Callable[[Exception], None], **options: Any) -> None:
         super().__init__(**options)
         self._on_rubbish = on_rubbish
