@@ -5,8 +5,10 @@ their type is then ``bench.flight``, because the audit takes one departure under
 """
 
 import hashlib
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -29,7 +31,7 @@ class Load:
         type: of all events.
         per_request: events of a request.
         scattered: ids are hashes, in no order, instead of growing numbers; the ledger's index is then met at random places.
-        payload_bytes: length of an event as JSON, reached by filling up its data; 0 leaves the departure as it is (about 0.4 KiB).
+        payload_bytes: length of an event as JSON, reached by random text in place of the departure; 0 leaves the departure (about 0.45 KiB).
         times: so often is every event sent; the repetitions follow after 20 requests.
     """
 
@@ -44,6 +46,7 @@ class Load:
 
 
 _REPEATED_AFTER = 20
+_POOL_LENGTH = 1_048_576
 
 
 def events(load: Load) -> Iterator[dict[str, Any]]:
@@ -51,9 +54,9 @@ def events(load: Load) -> Iterator[dict[str, Any]]:
     for number, row in enumerate(_departures(load.start, load.events)):
         event = row | {"type": load.type, "source": SOURCE, "id": id_of(load, number)}
         if load.payload_bytes:
-            event["data"] = row["data"] | {"filler": ""}
+            event["data"] = {"text": ""}
             missing = load.payload_bytes - len(msgspec.json.encode(event))
-            event["data"]["filler"] = "x" * max(0, missing)
+            event["data"] = {"text": _random_text(number, missing)}
         yield event
 
 
@@ -78,6 +81,16 @@ def id_of(load: Load, number: int) -> str:
     """The id of an event of a load, from 0."""
     plain = f"{load.name}-{number}"
     return hashlib.blake2b(plain.encode(), digest_size=12).hexdigest() if load.scattered else plain
+
+
+def _random_text(number: int, length: int) -> str:
+    at = number * 7_919 % _POOL_LENGTH
+    return (_pool() * 2)[at : at + length]
+
+
+@cache
+def _pool() -> str:
+    return random.Random(1).randbytes(_POOL_LENGTH // 2).hex()
 
 
 def _departures(start: int, count: int) -> Iterator[dict[str, Any]]:

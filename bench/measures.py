@@ -59,6 +59,7 @@ class Chart:
         label: of the vertical axis.
         log: which axes are logarithmic: ``""``, ``"x"``, ``"y"``, ``"xy"``.
         line: a target, drawn across.
+        rows: what to draw, where it is not the result's rows.
     """
 
     kind: Literal["bars", "lines"]
@@ -69,6 +70,7 @@ class Chart:
     series: str = ""
     log: str = ""
     line: float | None = None
+    rows: Sequence[Row] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,7 @@ from app.errors import ServerStartError
 from app.settings import Settings, load_settings
 from app.stack import environment_of, placeholder_urls
 from app.stores import mongo
+from app.stores.ledger import Ledger
 
 ROOT = Path(__file__).resolve().parents[1]
 _LOOK_EVERY_S = 0.01
@@ -124,13 +125,13 @@ class Rig:
     def start_broadcaster(self) -> None:
         """Start the broadcaster, and wait until it answers."""
         process = self.spawn("broadcaster", [sys.executable, "-m", "broadcaster"])
-        self._wait(process, lambda: bool(self.stats()))
+        self.await_ready(process, lambda: bool(self.stats()))
 
     def start_bridge(self) -> None:
         """Start the bridge, and wait until it listens to the broadcaster."""
         argv = [self.program("dedup"), "bridge", *self._bridge] if self._bridge else [sys.executable, "-m", "broadcaster.bridge"]
         process = self.spawn("bridge", argv)
-        self._wait(process, lambda: bool(self.stats().get("socketio", {}).get("clients", {}).get("/bridge")))
+        self.await_ready(process, lambda: bool(self.stats().get("socketio", {}).get("clients", {}).get("/bridge")))
 
     def start_listener(self, name: str, *, wait: bool = True) -> ManagedProcess:
         """Start a listener as a user does."""
@@ -142,7 +143,7 @@ class Rig:
     def await_listener(self, name: str) -> None:
         """Wait until the listener of this process id is known."""
         process = self.processes[name]
-        self._wait(
+        self.await_ready(
             process, lambda: any(node["pid"] == process.pid for found in self.stats().get("listeners", ()) for node in found["nodes"])
         )
 
@@ -162,7 +163,8 @@ class Rig:
         """A program of this environment."""
         return str(Path(sys.executable).with_name(name))
 
-    def _wait(self, process: ManagedProcess, ready: Callable[[], bool]) -> None:
+    def await_ready(self, process: ManagedProcess, ready: Callable[[], bool]) -> None:
+        """Wait until a process that was just started is of use, and note how long it took."""
         process.wait_until(ready, timeout_s=90)
         self.started_in[process.name] = time.monotonic() - self._spawned_at
 
@@ -187,7 +189,7 @@ class Rig:
         return client
 
     def processed(self) -> int:
-        """Documents in the ledger, by its metadata."""
+        """Documents in the ledger, by its metadata, which count those of open transactions too."""
         return int(self.db["events"].estimated_document_count())
 
     def in_inbox(self) -> int:
@@ -244,6 +246,15 @@ class Rig:
             elif now - moved_at > _STALLED_S:
                 raise BenchError(f"nothing has moved for a minute: {found:,} of {number:,}{self._ended()}")
             time.sleep(every_s)
+
+    def await_committed(self, number: int, beside: "Future[Any] | None" = None) -> float:
+        """Wait until so many documents are in the ledger by majority; returns when that was.
+
+        To be used where handlers write in transactions, whose documents the metadata count before they are committed. The exact count is asked only
+        once the metadata say enough, since it scans an index.
+        """
+        self.await_processed(number, beside)
+        return self.await_count(Ledger(self.db).count, number)
 
     def await_empty_inbox(self, *, every_s: float = 0.02) -> float:
         """Wait until nothing is left to do; returns when that was, and raises as :meth:`await_processed` does."""

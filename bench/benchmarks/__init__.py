@@ -4,7 +4,7 @@ from importlib import import_module
 
 from bench.measures import Options, Result
 
-NAMES = ("throughput", "latency")
+NAMES = ("throughput", "latency", "slow", "memory", "growth", "payload", "duplicates", "listeners", "handlers", "recovery", "backlog")
 """In the order in which all of them run."""
 
 

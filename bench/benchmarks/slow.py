@@ -1,0 +1,91 @@
+"""Slow handlers, against the ideal: listeners × concurrency ÷ time.
+
+The concurrency of plain handlers is one per listener (a child process by default), that of ``async def`` handlers ``DEDUP_ASYNC_LIMIT`` (64) per listener. Both kinds
+are transactional, as handlers are by default. Enough events for about eight seconds in the ideal, but at most 4,000, in requests
+of 100 (plain) and 500.
+"""
+
+from collections.abc import Iterator
+
+from bench.benchmarks.throughput import warm
+from bench.load import Load
+from bench.measures import Chart, Options, Result, Row, Target, medians
+from bench.producers import over_http
+from bench.rig import Aside, Rig, started
+
+MILLISECONDS = (1, 10, 100)
+LISTENERS = (1, 2, 3)
+ENOUGH = 0.8
+_MOST_EVENTS = 4_000
+_KNOWN_PACE = 32
+"""Events per listener by which it has learned how slow the type is."""
+
+
+def run(options: Options) -> Result:
+    """Every combination, on one system per number of listeners."""
+    numbers = range(1, options.repeat(1) + 1)
+    runs = [[row for listeners in LISTENERS for row in _rows(options, listeners, number)] for number in numbers]
+    rows = medians(runs, by=("kind", "ms", "listeners"))
+    for row in rows:
+        row["case"] = f"{row['kind']}, {row['ms']} ms"
+    return Result(
+        name="slow",
+        title="Slow handlers, against the ideal",
+        about=(
+            "Transactional handlers that sleep; one to three listeners with the default of one child process each, and up to 64 `async def` handlers at once in each. "
+            "The ideal is listeners × concurrency ÷ time; that of quick `async def` handlers is more than two cores can carry."
+        ),
+        columns={
+            "kind": "handler",
+            "ms": "ms",
+            "listeners": "listeners",
+            "ideal": "ideal, events/s",
+            "events_per_s": "events/s",
+            "share": "% of the ideal",
+        },
+        rows=rows,
+        targets=list(_targets(rows)),
+        charts=[Chart(kind="lines", x="listeners", y=("share",), series="case", label="% of the ideal", line=100 * ENOUGH)],
+        runs=runs,
+    )
+
+
+def _targets(rows: list[Row]) -> Iterator[Target]:
+    for kind, ms in (("plain", 0), *(("async", ms) for ms in MILLISECONDS)):
+        shares = [row["share"] for row in rows if row["kind"] == kind and (not ms or row["ms"] == ms)]
+        what = f"async def handlers of {ms} ms" if ms else "plain handlers"
+        yield Target(
+            text=f"{what} at least {ENOUGH:.0%} of the ideal", found=f"{min(shares):.0f} % or more", met=min(shares) >= 100 * ENOUGH
+        )
+
+
+def _rows(options: Options, listeners: int, number: int) -> Iterator[Row]:
+    with started(options.say, listeners=listeners, handlers=("bench.handlers",)) as rig, Aside() as aside:
+        for kind in ("plain", "async"):
+            for ms in MILLISECONDS:
+                ideal = listeners * (1 if kind == "plain" else rig.settings.async_limit) / (ms / 1000)
+                rate = _rate(options, rig, aside, f"bench.{kind}.{ms}", ideal)
+                row: Row = {
+                    "kind": kind,
+                    "ms": ms,
+                    "listeners": listeners,
+                    "ideal": ideal,
+                    "events_per_s": rate,
+                    "share": 100 * rate / ideal,
+                }
+                options.say(
+                    f"run {number}: {kind} {ms} ms, {listeners} listeners: {rate:,.0f} of {ideal:,.0f} events/s, {row['share']:.0f} %"
+                )
+                yield row
+        rig.audit()
+
+
+def _rate(options: Options, rig: Rig, aside: Aside, kind: str, ideal: float) -> float:
+    warm(rig, aside, Load(events=_KNOWN_PACE * len(rig.listeners), name=f"warm-{kind}", type=kind, per_request=_KNOWN_PACE))
+    count = min(options.pick(quick=400, default=_MOST_EVENTS), int(ideal * options.pick(quick=1, default=8, full=20)))
+    sending = aside.run(
+        over_http, rig.url, Load(events=count, name=f"run-{kind}", type=kind, per_request=100 if ".plain." in kind else 500)
+    )
+    done_at = rig.await_committed(rig.expect(count), sending)
+    rig.await_empty_inbox()
+    return count / (done_at - sending.result().began)
