@@ -3,7 +3,7 @@
 Guarantees:
 * Only batches all of whose events a majority of MongoDB shows to be finished are removed. Redis never justifies a removal.
 * What is sent again goes as *one* copy to the recovery queue, with the unfinished events only, and only while a listener lives.
-* The recovery queue is never filled beyond its high-water mark.
+* The recovery queue is never filled beyond its high-water mark, and never with what is in the inbox alone while failures are due.
 * A batch that is plainly in hands, or parked because its types are paused, costs a look at its head, not at its events.
 """
 
@@ -78,16 +78,18 @@ class Outbox:
         self._parked: dict[str, frozenset[str]] = {}
         self._refused: set[str] = set()
         self._events_refused = False
+        self._odd_is_ours = False
         self.recovery = RecoveryHistory()
         """What was sent to the recovery queue; others who send there say so."""
 
-    def sweep(self, report: Report, listeners: list[Heard], now: float) -> None:
+    def sweep(self, report: Report, listeners: list[Heard], now: float, *, others: int = 0) -> None:
         """Look through the inbox once.
 
         Args:
             report: what was done is added to it.
             listeners: those that live.
             now: this instant, in seconds of the clock of ``listeners``.
+            others: deliveries that the caller would like to send to the recovery queue; half of its room is left to them.
 
         Raises:
             TransientError: a server is away.
@@ -105,12 +107,17 @@ class Outbox:
             {heard.name: depths[queue_of(heard.name)] for heard in listeners},
             now,
         )
-        room = self._settings.queue_high_water - depths[RECOVERY_QUEUE]
+        room = self._share(self._settings.queue_high_water - depths[RECOVERY_QUEUE], others)
         for number, chunk in enumerate(self._candidates(heads, settled, now)):
             if room <= 0 and number:
                 report.more = True
                 return
             room -= self._settle(report, chunk, room)
+
+    def _share(self, room: int, others: int) -> int:
+        """So much room is the inbox's: half of it where others want some, so that neither waits for the other's backlog to end."""
+        self._odd_is_ours = not self._odd_is_ours
+        return room - min(others, (max(room, 0) + (not self._odd_is_ours)) // 2)
 
     def _heads(self) -> list[Document]:
         """The oldest batches; parked ones, and those of other versions, do not take the place of others."""

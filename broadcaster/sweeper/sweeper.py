@@ -26,7 +26,7 @@ from broadcaster.roster import Roster
 from broadcaster.sending import Sender
 from broadcaster.sweeper.outbox import Outbox
 from broadcaster.sweeper.report import Report
-from broadcaster.sweeper.retries import Retries
+from broadcaster.sweeper.retries import Group, Retries
 
 log = structlog.get_logger()
 
@@ -102,9 +102,9 @@ class Sweeper:
         self._roster.update(self._presence.listeners(within_ms=self._settings.listener_grace_s * 1000), now)
         listeners = self._roster.live(now)
         report = Report(listeners=len(listeners))
-        self._outbox.sweep(report, listeners, now)
-        if listeners:
-            self._retry(report)
+        due = self._due(report) if listeners else []
+        self._outbox.sweep(report, listeners, now, others=len(due))
+        self._retry(report, due)
         self._refute(report, now)
         self._retire(report, now)
         self._presence.note_sweep()
@@ -116,19 +116,22 @@ class Sweeper:
 
     # ------------------------------------------------------------------------------------ failures, and silent listeners
 
-    def _retry(self, report: Report) -> None:
+    def _due(self, report: Report) -> list[Group]:
         due = self._retries.due(self._pauses.paused())
         report.refuted += due.refuted
         report.forgotten += due.forgotten
-        if due.groups:
+        return due.groups
+
+    def _retry(self, report: Report, due: list[Group]) -> None:
+        if due:
             room = self._settings.queue_high_water - self._sender.depths([RECOVERY_QUEUE])[RECOVERY_QUEUE]
-            groups = due.groups[: max(room, 0)]
+            groups = due[: max(room, 0)]
             self._sender.send([group.outgoing for group in groups])
             for _ in groups:
                 self._outbox.recovery.sent(None)
             self._retries.note_sent(groups)
             report.retried += sum(len(group.pairs) for group in groups)
-            report.more = report.more or len(groups) < len(due.groups)
+            report.more = report.more or len(groups) < len(due)
             if groups:
                 log.info("failures.retried", events=report.retried, deliveries=len(groups))
 

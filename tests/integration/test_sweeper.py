@@ -378,6 +378,27 @@ def test_a_failure_that_failed_again_is_sent_when_it_is_due_again(place, swept):
     assert [s.id for s in place.queue(RECOVERY_QUEUE)] == ["a/retry~2", "a/retry~3"]
 
 
+@pytest.mark.parametrize("taken", [1, 2])
+def test_g5_a_backlog_does_not_hold_up_retries_nor_retries_the_backlog(make_place, taken: int):
+    """G5: the recovery queue is short, and always full; both come through it, however little is taken from it at a time."""
+    place = make_place(queue_high_water=4)
+    swept = Swept(place)
+    place.beat("listener-1")
+    for number in range(40):
+        place.accept(f"k{number}", at=utc_now() - timedelta(seconds=60))
+        failed(place, f"f{number}", batch=f"b{number}", at=utc_now() - timedelta(seconds=number))
+    seen: list[str] = []
+    for _ in range(16 // taken):
+        swept.sweep()
+        for _ in range(taken):
+            (keys,) = keys_of(place.queue(RECOVERY_QUEUE)[:1])
+            seen += keys
+            place.broker.rpop(RECOVERY_QUEUE)
+    retried = sum(key.startswith("f") for key in seen)
+    assert 4 <= retried <= 12
+    swept.sweeper.close()
+
+
 def test_failures_of_different_batches_do_not_share_a_delivery(place, swept):
     place.beat("listener-1")
     at = utc_now()
