@@ -12,6 +12,7 @@ survive Redis. Instants are Redis' clock, so that hosts need not agree on theirs
 heartbeats.
 """
 
+import time
 from collections.abc import Sequence
 from datetime import datetime
 from typing import cast
@@ -38,6 +39,7 @@ class Beat(msgspec.Struct, frozen=True):
         at_ms: when, by Redis' clock; set by :meth:`Presence.beat`.
         won, skipped, failed: events since the node started.
         reads: the message version it understands.
+        clock_ms: the same moment as ``at_ms``, by its host's clock; 0 where it did not say.
     """
 
     node: str
@@ -50,6 +52,7 @@ class Beat(msgspec.Struct, frozen=True):
     failed: int = 0
     started_ms: int = 0
     reads: int = MESSAGE_VERSION
+    clock_ms: int = 0
 
 
 class Listener(msgspec.Struct, frozen=True):
@@ -95,7 +98,8 @@ class Presence:
         with translated():
             at_ms = self.now_ms()
             field = f"{beat.node}#{beat.pid}"
-            self._client.hset(self._key, field, _ENCODER.encode(msgspec.structs.replace(beat, at_ms=at_ms)))
+            told = msgspec.structs.replace(beat, at_ms=at_ms, clock_ms=time.time_ns() // 1_000_000)
+            self._client.hset(self._key, field, _ENCODER.encode(told))
 
     def leave(self, node: str, pid: int) -> None:
         """Say that a node has stopped."""

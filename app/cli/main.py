@@ -13,6 +13,7 @@ import typer
 from app.cli.audit import audit
 from app.cli.bridge import bridge
 from app.cli.demo import demo
+from app.cli.doctor import doctor
 from app.cli.edge import Interrupted, say
 from app.cli.failures import failures, pause, resume
 from app.cli.inspect import inspect
@@ -50,7 +51,7 @@ def main(
     """Events from several listeners, each processed once."""
 
 
-for command in (up, demo, publish, status, inspect, audit, reprocess, pause, resume, bridge):
+for command in (up, demo, publish, status, inspect, audit, doctor, reprocess, pause, resume, bridge):
     cli.command()(command)
 cli.add_typer(failures, name="failures")
 cli.add_typer(listeners, name="listeners")
