@@ -7,9 +7,11 @@
 | ``accept()`` in the producer's own transaction | the commit succeeded; one whose result stays unknown is settled by the producer's own document at the end |
 | foreign feed | never: a foreign server is told nothing. What arrives must be processed once |
 
-Every producer now and then sends again what another door has taken: it must be the same event.
+Every producer now and then sends again what another door has taken: it must be the same event. All of them wait while the inbox holds more
+than ``CROWDED`` batches: a run is about faults, and must end on a slow machine, too.
 """
 
+import contextlib
 import hashlib
 import hmac
 import json
@@ -38,6 +40,7 @@ from app.settings import Settings, database_of
 from tests.support.system import System
 
 KINDS = ("fault.count", "fault.count", "fault.slow", "fault.mixed", "fault.wait", "plain")
+CROWDED = 500
 SOURCE, FEED_SOURCE = "chaos", "foreign"
 HOOK_SECRET = "chaos-hook-secret"
 POLICIES = """
@@ -82,6 +85,7 @@ class Doors:
     took: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
     stop: threading.Event = field(default_factory=threading.Event)
+    crowded: threading.Event = field(default_factory=threading.Event)
     broken: list[BaseException] = field(default_factory=list)
     _number: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -94,6 +98,7 @@ class Doors:
             threading.Thread(target=self._run, args=(produce, random.Random(self.seed + n)), name=produce.__name__)
             for n, produce in enumerate(producers)
         ]
+        threads.append(threading.Thread(target=self.watch_inbox, name="watch"))
         for thread in threads:
             thread.start()
         try:
@@ -111,6 +116,20 @@ class Doors:
             produce(chance)
         except BaseException as error:  # noqa: BLE001 - a thread's edge: raised again by the thread that waits
             self.broken.append(error)
+
+    def watch_inbox(self) -> None:
+        """Tell producers whether the inbox is crowded, until they stop."""
+        while not self.stop.wait(0.5):
+            with contextlib.suppress(PyMongoError):  # they go on: what happens while MongoDB is away is what counts
+                batches = self.system.db.inbox.estimated_document_count()
+                (self.crowded.set if batches > CROWDED else self.crowded.clear)()
+
+    def _go_on(self, pause_s: float) -> bool:
+        """Pause before the next request, longer while the inbox is crowded; False at the end."""
+        while not self.stop.wait(pause_s):
+            if not self.crowded.is_set():
+                return True
+        return False
 
     # ----------------------------------------------------------------------------------------------------------- events
 
@@ -156,13 +175,13 @@ class Doors:
 
     def _http(self, chance: random.Random) -> None:
         with httpx.Client(timeout=15) as http:
-            while not self.stop.wait(0.1):
+            while self._go_on(0.1):
                 part = self._sending(self.some(chance))
                 self._judge("http", part, lambda part=part: http.post(f"{self._url(chance)}/events", json=part))  # type: ignore[misc]
 
     def _hook(self, chance: random.Random) -> None:
         with httpx.Client(timeout=15) as http:
-            while not self.stop.wait(0.05):
+            while self._go_on(0.05):
                 part = self._sending(self._told(chance, 1) if chance.random() < 0.2 else [self.event(chance)])
                 if part:
                     body, headers = signed(part[0])
@@ -189,7 +208,7 @@ class Doors:
         while not self.stop.is_set():
             with Publisher(self._url(chance), patience_s=4) as publisher:
                 for _ in range(20):
-                    if self.stop.wait(0.3):
+                    if not self._go_on(0.3):
                         break
                     part = self._sending(self.some(chance))
                     try:
@@ -199,7 +218,7 @@ class Doors:
                         break
 
     def _socket(self, chance: random.Random) -> None:
-        while not self.stop.wait(0.2):
+        while self._go_on(0.2):
             place = urlsplit(self._url(chance))
             try:
                 # The client leaves its connection open where the server dies amid the handshake: so the connection is ours.
@@ -212,7 +231,7 @@ class Doors:
         with socketio.SimpleClient(reconnection=False, websocket_extra_options={"socket": connection}) as client:
             client.connect(url, transports=["websocket"], wait_timeout=5)
             for _ in range(50):
-                if self.stop.wait(0.15):
+                if not self._go_on(0.15):
                     break
                 part = self._sending(self.some(chance))
                 answer = client.call("publish", part, timeout=15)
@@ -229,7 +248,7 @@ class Doors:
         settings = self.system.settings
         client: MongoClient[dict[str, Any]]
         with MongoClient(settings.mongo_url, serverSelectionTimeoutMS=5_000, socketTimeoutMS=10_000) as client:
-            while not self.stop.wait(0.3):
+            while self._go_on(0.3):
                 # new events alone: whether they are there must depend on this transaction, and on nothing else
                 part = [self.event(chance) for _ in range(chance.choice([1, 1, 5, 40]))]
                 self.ordered.update(key_of(event) for event in part)
@@ -277,7 +296,7 @@ class Doors:
 
     def _feed(self, chance: random.Random) -> None:
         with httpx.Client(timeout=15) as http:
-            while not self.stop.wait(0.3):
+            while self._go_on(0.3):
                 try:
                     self.emit(http, [self.event(chance) for _ in range(chance.choice([1, 1, 5, 40]))])
                 except httpx.TransportError:
