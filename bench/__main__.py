@@ -23,9 +23,7 @@ def main() -> int:
     """Run what the command line asks for; returns the exit code."""
     given = _arguments()
     if given.names == ["report"]:
-        for line in write_report():
-            _say(line)
-        return 0
+        return _report()
     options = Options(mode="quick" if given.quick else "full" if given.full else "default", runs=given.runs, say=_say)
     found: list[dict[str, Any]] = []
     failed = False
@@ -41,6 +39,16 @@ def main() -> int:
     if given.json:
         print(msgspec.json.encode(found[0] if len(given.names) == 1 and found else found).decode())
     return 1 if failed else 0
+
+
+def _report() -> int:
+    try:
+        for line in write_report():
+            _say(line)
+    except BenchError as error:
+        _say(f"there is no record: {error}")
+        return 1
+    return 0
 
 
 def _run(name: str, options: Options) -> dict[str, Any]:

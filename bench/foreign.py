@@ -6,7 +6,8 @@ gives up what exceeds its buffer of 10,000 payloads, so the server keeps at most
 
 import asyncio
 import time
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import msgspec
 import uvloop
@@ -25,23 +26,42 @@ _PORTION = 200
 _LOOK_EVERY_S = 0.005
 
 
-def serve_events(port: int, load: Load, mongo_url: str, before: int) -> float:
-    """Wait for a bridge, and emit a load, one event at a time.
+class Begin(msgspec.Struct, frozen=True):
+    """Says that the server may emit: where the ledger is, and how many documents it holds before."""
+
+    mongo_url: str
+    before: int
+
+    def say(self, path: Path) -> None:
+        """Put it where the server looks for it."""
+        unfinished = path.with_suffix(".part")
+        unfinished.write_bytes(msgspec.json.encode(self))
+        unfinished.rename(path)
+
+    @classmethod
+    def heard(cls, path: Path) -> Self:
+        """Wait for it."""
+        while not path.exists():
+            time.sleep(_LOOK_EVERY_S)
+        return msgspec.json.decode(path.read_bytes(), type=cls)
+
+
+def serve_events(port: int, load: Load, begin: Path) -> float:
+    """Wait for a bridge and for a word to begin, and emit a load, one event at a time.
 
     Args:
         port: to listen on.
         load: its departures, each with its id in the payload.
-        mongo_url: of the deployment's database.
-        before: documents in the ledger before.
+        begin: where :meth:`Begin.say` puts that word.
 
     Returns:
         When the first event was emitted, by the monotonic clock.
     """
     packets = [f"42{msgspec.json.encode([EVENT, event['data'] | {'id': event['id']}]).decode()}" for event in events(load)]
-    return uvloop.run(_serve(port, packets, mongo_url, before))
+    return uvloop.run(_serve(port, packets, begin))
 
 
-async def _serve(port: int, packets: list[str], mongo_url: str, before: int) -> float:
+async def _serve(port: int, packets: list[str], begin: Path) -> float:
     began: asyncio.Future[float] = asyncio.get_running_loop().create_future()
     finished = asyncio.Event()
 
@@ -49,8 +69,9 @@ async def _serve(port: int, packets: list[str], mongo_url: str, before: int) -> 
         await socket.send('0{"sid":"bench","upgrades":[],"pingInterval":300000,"pingTimeout":200000,"maxPayload":1000000}')
         await socket.recv()
         await socket.send('40{"sid":"bench"}')
+        word = await asyncio.to_thread(Begin.heard, begin)
         began.set_result(time.monotonic())
-        await _emit(socket, packets, mongo_url, before)
+        await _emit(socket, packets, word.mongo_url, word.before)
         finished.set()
         await socket.wait_closed()
 

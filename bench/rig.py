@@ -28,8 +28,12 @@ from app.settings import Settings, load_settings
 from app.stack import environment_of, placeholder_urls
 from app.stores import mongo
 from app.stores.ledger import Ledger
+from bench.load import Load
+from bench.producers import over_http
 
 ROOT = Path(__file__).resolve().parents[1]
+WARM_UP = 5_000
+"""Events before the clock runs."""
 _LOOK_EVERY_S = 0.01
 _STALLED_S = 60.0
 P = ParamSpec("P")
@@ -150,7 +154,11 @@ class Rig:
     def spawn(self, name: str, argv: Sequence[str], env: dict[str, str] | None = None) -> ManagedProcess:
         """Start any process with this system's settings."""
         broadcaster = f"http://127.0.0.1:{self.settings.port}"
-        ours = environment_of(replace(self.settings, broadcaster_url=broadcaster)) | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
+        ours = environment_of(replace(self.settings, broadcaster_url=broadcaster)) | {
+            "PYTHONPATH": str(ROOT),
+            "TMPDIR": str(self.folder),
+            "NO_COLOR": "1",
+        }
         log = self.folder / f"{name}.log"
         process = ManagedProcess(name, argv, log=log, env=ours | self._env | (env or {}), cwd=self.folder)
         self.processes[name] = process
@@ -312,3 +320,10 @@ def started(say: Callable[[str], None], **options: Any) -> Iterator[Rig]:
             yield rig
     except ServerStartError as error:
         raise BenchError(str(error)) from error
+
+
+def warm(rig: Rig, aside: Aside, load: Load) -> None:
+    """Send a load by HTTP, and wait until nothing of it is left."""
+    aside.run(over_http, rig.url, load).result()
+    rig.await_processed(rig.expect(load.events))
+    rig.await_empty_inbox()

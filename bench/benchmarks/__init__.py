@@ -4,7 +4,20 @@ from importlib import import_module
 
 from bench.measures import Options, Result
 
-NAMES = ("throughput", "latency", "slow", "memory", "growth", "payload", "duplicates", "listeners", "handlers", "recovery", "backlog")
+NAMES = (
+    "throughput",
+    "latency",
+    "slow",
+    "memory",
+    "growth",
+    "payload",
+    "duplicates",
+    "listeners",
+    "handlers",
+    "recovery",
+    "backlog",
+    "costs",
+)
 """In the order in which all of them run."""
 
 

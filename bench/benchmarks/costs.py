@@ -91,7 +91,7 @@ def _accounts(rig: Rig) -> dict[str, float]:
 
 
 def _servers(rig: Rig) -> dict[str, int]:
-    return {"valkey": rig.servers.valkey.process.pid, "mongod": rig.servers.mongo.nodes[0].process.pid}
+    return {"valkey": rig.servers.valkey.child().pid, "mongod": rig.servers.mongo.nodes[0].child().pid}
 
 
 def cpu_of(pid: int) -> float:

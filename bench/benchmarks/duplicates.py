@@ -4,11 +4,10 @@ The repetitions come after 20 requests, so some meet their event in the inbox an
 different event is in the ledger; what repeats an event that was just in somebody's hands may wait in the inbox for the sweeper after that.
 """
 
-from bench.benchmarks.throughput import WARM_UP, warm
 from bench.load import SYNTHETIC, Load
 from bench.measures import Chart, Options, Result, Row, medians, with_spread
 from bench.producers import over_http
-from bench.rig import Aside, started
+from bench.rig import WARM_UP, Aside, started, warm
 
 TIMES = (1, 3, 10)
 

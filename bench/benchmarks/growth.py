@@ -4,12 +4,11 @@ Ids are hashes, so that the index is met at random places, new keys between old 
 directly, by documents of the same shape.
 """
 
-from bench.benchmarks.throughput import WARM_UP, warm
 from bench.filling import fill
 from bench.load import SYNTHETIC, Load
 from bench.measures import Chart, Options, Result, Row, Target, medians, with_spread
 from bench.producers import over_http
-from bench.rig import Aside, started
+from bench.rig import WARM_UP, Aside, started, warm
 
 ENOUGH = 0.8
 _FILLERS = 2

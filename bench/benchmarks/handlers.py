@@ -3,12 +3,11 @@
 The handlers' own writes are counted at the end: as many as events, or there is no result.
 """
 
-from bench.benchmarks.throughput import WARM_UP, warm
 from bench.handlers import COUNTS
 from bench.load import SYNTHETIC, Load
 from bench.measures import Chart, Options, Result, Row, medians, with_spread
 from bench.producers import over_http
-from bench.rig import Aside, BenchError, Rig, started
+from bench.rig import WARM_UP, Aside, BenchError, Rig, started, warm
 
 CASES = {"no handler": SYNTHETIC, "10,000 documents": "bench.spread", "3 documents": "bench.hot"}
 

@@ -8,11 +8,10 @@ request was due, so that a broadcaster which lets senders wait cannot hide it.
 from app.events.keys import id_key
 from app.samples import SOURCE
 from bench.arrivals import Arrivals
-from bench.benchmarks.throughput import WARM_UP, warm
 from bench.load import SYNTHETIC, Load, id_of
 from bench.measures import Chart, Options, Result, Row, Target, medians, quantile, shown
 from bench.producers import at_a_pace
-from bench.rig import Aside, Rig, started
+from bench.rig import WARM_UP, Aside, Rig, started, warm
 
 RATES = {1: 1, 50: 1, 500: 1, 5_000: 10}
 """Events a second, and how many of them a request holds."""

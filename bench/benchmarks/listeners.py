@@ -1,10 +1,9 @@
 """Throughput with 1, 2, 3 and 6 listeners: what each further copy of every event costs on one machine."""
 
-from bench.benchmarks.throughput import WARM_UP, warm
 from bench.load import SYNTHETIC, Load
 from bench.measures import Chart, Options, Result, Row, medians, with_spread
 from bench.producers import over_http
-from bench.rig import Aside, started
+from bench.rig import WARM_UP, Aside, started, warm
 
 NUMBERS = (1, 2, 3, 6)
 

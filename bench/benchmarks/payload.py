@@ -1,10 +1,9 @@
 """Throughput with events of 0.3, 8, 64 and 256 KiB; their data is random text, which compresses little."""
 
-from bench.benchmarks.throughput import WARM_UP, warm
 from bench.load import SYNTHETIC, Load
 from bench.measures import Chart, Options, Result, Row, Target, medians, with_spread
 from bench.producers import over_http
-from bench.rig import Aside, started
+from bench.rig import WARM_UP, Aside, started, warm
 
 KIB = 1024
 SIZES = {0.3: 60_000, 8: 15_000, 64: 2_000, 256: 500}

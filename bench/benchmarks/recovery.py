@@ -15,11 +15,10 @@ from tempfile import TemporaryDirectory
 import httpx
 
 from app.embedded.ports import free_port
-from bench.benchmarks.throughput import warm
 from bench.load import SYNTHETIC, Load
 from bench.measures import Chart, Options, Result, Row, Target, medians, with_spread
 from bench.producers import over_http
-from bench.rig import Aside, BenchError, Rig, started
+from bench.rig import Aside, BenchError, Rig, started, warm
 
 _HELD = 50
 _LOOK_EVERY_S = 0.01

@@ -7,11 +7,10 @@ of 100 (plain) and 500.
 
 from collections.abc import Iterator
 
-from bench.benchmarks.throughput import warm
 from bench.load import Load
 from bench.measures import Chart, Options, Result, Row, Target, medians
 from bench.producers import over_http
-from bench.rig import Aside, Rig, started
+from bench.rig import Aside, Rig, started, warm
 
 MILLISECONDS = (1, 10, 100)
 LISTENERS = (1, 2, 3)

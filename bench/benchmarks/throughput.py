@@ -6,17 +6,21 @@ each run, after a warm-up of other events.
 """
 
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from itertools import accumulate
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from app.embedded.ports import free_port
-from bench.foreign import FEED, serve_events
+from bench.foreign import FEED, Begin, serve_events
 from bench.load import SYNTHETIC, Load
 from bench.measures import Chart, Options, Result, Row, Target, medians, with_spread
 from bench.naive import COLLECTION, DATABASE, LISTENERS, queue_of, send
 from bench.producers import over_http, over_socketio
-from bench.rig import Aside, BenchError, Rig, started
+from bench.rig import WARM_UP, Aside, BenchError, started, warm
 
 TIMES_NAIVE = 40
-WARM_UP = 5_000
 NAIVE_WARM_UP = 200
 HTTP, LISTS, SINGLES, FOREIGN, NAIVE = (
     "HTTP, requests of 500",
@@ -39,11 +43,9 @@ def run(options: Options) -> Result:
     runs: list[list[Row]] = []
     for number in range(1, options.repeat(3) + 1):
         found: list[Row] = []
-        for way, count in cases.items():
-            options.say(f"run {number}: {way}, {count:,} events")
-            rate = naive_rate(options, count) if way == NAIVE else rate_of(options, way, count)
+        for way, rate in _rates(options, cases):
             options.say(f"run {number}: {way}: {rate:,.0f} events/s")
-            found.append({"way": way, "events": count, "events_per_s": rate})
+            found.append({"way": way, "events": cases[way], "events_per_s": rate})
         runs.append([row | {"times_naive": row["events_per_s"] / found[-1]["events_per_s"]} for row in found])
     rows = with_spread(medians(runs, by=("way",)), runs, by=("way",), of="events_per_s")
     return Result(
@@ -68,38 +70,42 @@ def _target(rows: list[Row]) -> Target:
     )
 
 
-def rate_of(options: Options, way: str, count: int) -> float:
-    """Events a second through one of our doors."""
-    warm_up = Load(events=min(WARM_UP, count), name="warm", type=SYNTHETIC)
-    load = Load(events=count, per_request=500 if way in (HTTP, LISTS) else 1)
-    if way == FOREIGN:
-        return _foreign_rate(options, warm_up, load)
-    with started(options.say) as rig, Aside() as aside:
-        warm(rig, aside, warm_up)
-        sent = aside.run(over_http if way == HTTP else over_socketio, rig.url, load)
-        done_at = rig.await_processed(rig.expect(count), sent)
-        rig.audit()
-        return count / (done_at - sent.result().began)
+def _rates(options: Options, cases: Mapping[str, int]) -> Iterator[tuple[str, float]]:
+    """Each way with its events a second; for a quick look, ours share one system."""
+    ours = {way: count for way, count in cases.items() if way != NAIVE}
+    for ways in [ours] if options.mode == "quick" else [{way: count} for way, count in ours.items()]:
+        yield from _rates_of_ours(options, ways)
+    yield NAIVE, _naive_rate(options, cases[NAIVE])
 
 
-def warm(rig: Rig, aside: Aside, load: Load) -> None:
-    """Send a load by HTTP, and wait until nothing of it is left."""
-    aside.run(over_http, rig.url, load).result()
-    rig.await_processed(rig.expect(load.events))
-    rig.await_empty_inbox()
+def _rates_of_ours(options: Options, ways: Mapping[str, int]) -> Iterator[tuple[str, float]]:
+    starts = dict(zip(ways, accumulate(ways.values(), initial=0), strict=False))
+    loads = {
+        way: Load(events=count, start=starts[way], name=f"run-{starts[way]}", per_request=500 if way in (HTTP, LISTS) else 1)
+        for way, count in ways.items()
+    }
+    with ExitStack() as stack:
+        bridge: tuple[str, ...] = ()
+        if FOREIGN in ways:
+            port, begin = free_port(), Path(stack.enter_context(TemporaryDirectory(prefix="dedup-bench-feed-"))) / "begin"
+            serving = stack.enter_context(Aside()).run(serve_events, port, loads[FOREIGN], begin)
+            bridge = ("--from", f"http://127.0.0.1:{port}", *FEED)
+        rig = stack.enter_context(started(options.say, bridge=bridge))
+        aside = stack.enter_context(Aside())
+        warm(rig, aside, Load(events=min(WARM_UP, *ways.values()), name="warm", type=SYNTHETIC))
+        for way, load in loads.items():
+            options.say(f"{way}, {load.events:,} events")
+            if way == FOREIGN:
+                Begin(rig.settings.mongo_url, rig.processed()).say(begin)
+                seconds = rig.await_processed(rig.expect(load.events), serving) - serving.result()
+            else:
+                sending = aside.run(over_http if way == HTTP else over_socketio, rig.url, load)
+                seconds = rig.await_processed(rig.expect(load.events), sending) - sending.result().began
+            rig.audit()
+            yield way, load.events / seconds
 
 
-def _foreign_rate(options: Options, warm_up: Load, load: Load) -> float:
-    port = free_port()
-    with started(options.say, bridge=("--from", f"http://127.0.0.1:{port}", *FEED)) as rig, Aside() as aside:
-        warm(rig, aside, warm_up)
-        serving = aside.run(serve_events, port, load, rig.settings.mongo_url, warm_up.events)
-        done_at = rig.await_processed(rig.expect(load.events), serving)
-        rig.audit()
-        return load.events / (done_at - serving.result())
-
-
-def naive_rate(options: Options, count: int) -> float:
+def _naive_rate(options: Options, count: int) -> float:
     """Events a second of the usual way, from the first ``apply_async`` until all are in its collection.
 
     Raises:
