@@ -2,7 +2,8 @@
 
 | type | handler |
 |---|---|
-| ``bench.plain.<ms>``, ``bench.async.<ms>`` | takes so many milliseconds, as a plain function or an ``async def`` |
+| ``bench.plain.<ms>``, ``bench.async.<ms>`` | takes so many milliseconds, as a plain function or an ``async def``; transactional |
+| ``bench.outside.<ms>`` | the same as an ``async def`` outside the transaction: ``at_least_once`` |
 | ``bench.spread`` | transactional, adds one to one of 10,000 documents |
 | ``bench.hot`` | transactional, adds one to one of three documents, which all listeners want |
 | ``bench.stuck`` | the first to enter says who it is in ``DEDUP_BENCH_STUCK`` and stays until it is killed |
@@ -36,6 +37,12 @@ def plain(event: Event, _context: Context) -> None:
 @handler("bench.async.*")
 async def waiting(event: Event, _context: Context) -> None:
     """Take a while, beside others."""
+    await asyncio.sleep(_seconds(event))
+
+
+@handler("bench.outside.*", at_least_once=True)
+async def waiting_outside(event: Event, _context: Context) -> None:
+    """The same, with no transaction open meanwhile."""
     await asyncio.sleep(_seconds(event))
 
 

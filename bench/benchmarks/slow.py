@@ -1,8 +1,8 @@
 """Slow handlers, against the ideal: listeners × concurrency ÷ time.
 
-The concurrency of plain handlers is one per listener (a child process by default), that of ``async def`` handlers ``DEDUP_ASYNC_LIMIT`` (64) per listener. Both kinds
-are transactional, as handlers are by default. Enough events for about eight seconds in the ideal, but at most 4,000, in requests
-of 100 (plain) and 500.
+The concurrency of plain handlers is one per listener (a child process by default), that of ``async def`` handlers ``DEDUP_ASYNC_LIMIT`` (64) per listener. Handlers
+are transactional, as by default; ``async def`` ones each have a transaction of their own, so they are measured as ``at_least_once``, too. Enough events for about
+eight seconds in the ideal, but at most 4,000, in requests of 100 (plain) and 500.
 """
 
 from collections.abc import Iterator
@@ -13,6 +13,7 @@ from bench.producers import over_http
 from bench.rig import Aside, Rig, started, warm
 
 MILLISECONDS = (1, 10, 100)
+KINDS = {"plain": "plain", "async": "async def", "outside": "async def, at_least_once"}
 LISTENERS = (1, 2, 3)
 ENOUGH = 0.8
 _MOST_EVENTS = 4_000
@@ -31,7 +32,8 @@ def run(options: Options) -> Result:
         name="slow",
         title="Slow handlers, against the ideal",
         about=(
-            "Transactional handlers that sleep; one to three listeners with the default of one child process each, and up to 64 `async def` handlers at once in each. "
+            "Handlers that sleep, transactional but for the last kind; one to three listeners with the default of one child process each, and up to 64 "
+            "`async def` handlers at once in each. "
             "The ideal is listeners × concurrency ÷ time; that of quick `async def` handlers is more than two cores can carry."
         ),
         columns={
@@ -50,17 +52,18 @@ def run(options: Options) -> Result:
 
 
 def _targets(rows: list[Row]) -> Iterator[Target]:
-    for kind, ms in (("plain", 0), *(("async", ms) for ms in MILLISECONDS)):
-        shares = [row["share"] for row in rows if row["kind"] == kind and (not ms or row["ms"] == ms)]
-        what = f"async def handlers of {ms} ms" if ms else "plain handlers"
+    for case in dict.fromkeys(row["case"] for row in rows):
+        least = min(row["share"] for row in rows if row["case"] == case)
         yield Target(
-            text=f"{what} at least {ENOUGH:.0%} of the ideal", found=f"{min(shares):.0f} % or more", met=min(shares) >= 100 * ENOUGH
+            text=f"{case}: at least {ENOUGH:.0%} of the ideal with any number of listeners",
+            found=f"{least:.0f} %",
+            met=least >= 100 * ENOUGH,
         )
 
 
 def _rows(options: Options, listeners: int, number: int) -> Iterator[Row]:
     with started(options.say, listeners=listeners, handlers=("bench.handlers",)) as rig, Aside() as aside:
-        for kind in ("plain", "async"):
+        for kind, name in KINDS.items():
             for ms in MILLISECONDS:
                 ideal = listeners * (1 if kind == "plain" else rig.settings.async_limit) / (ms / 1000)
                 rate = _rate(options, rig, aside, f"bench.{kind}.{ms}", ideal)
@@ -73,7 +76,7 @@ def _rows(options: Options, listeners: int, number: int) -> Iterator[Row]:
                     "share": 100 * rate / ideal,
                 }
                 options.say(
-                    f"run {number}: {kind} {ms} ms, {listeners} listeners: {rate:,.0f} of {ideal:,.0f} events/s, {row['share']:.0f} %"
+                    f"run {number}: {name} {ms} ms, {listeners} listeners: {rate:,.0f} of {ideal:,.0f} events/s, {row['share']:.0f} %"
                 )
                 yield row
         rig.audit()
