@@ -251,6 +251,7 @@ class Failures:
                 if details.get("writeConcernErrors") or any(e["code"] != DUPLICATE_KEY for e in errors):
                     raise StoreUnavailable("MongoDB did not store the failures") from error
                 self._finalize([entries[e["index"]] for e in errors], now)
+                self._confirm([documents[e["index"]]["_id"] for e in errors])
 
     def _finalize(self, entries: Sequence[tuple[Entry, "Origin", str, Document]], now: datetime) -> None:
         for entry, _, state, more in entries:
@@ -258,6 +259,11 @@ class Failures:
                 {"_id": failure_id(entry.key, entry.digest), "v": MESSAGE_VERSION, "state": "retrying"},
                 {"$set": {"state": state, "due_at": None, "sent_until": None, "updated_at": now, **more}},
             )
+
+    def _confirm(self, ids: Sequence[str]) -> None:
+        """What was there already must be there by majority, too: a fail-over may have taken it back, or somebody removed it."""
+        if self.collection.count_documents({"_id": {"$in": list(ids)}}) < len(set(ids)):
+            raise StoreUnavailable("failures that MongoDB said it had are not there any more")
 
     def due(self, limit: int, *, now: datetime | None = None) -> list[Document]:
         """Failures whose next attempt is due: ``{key, digest, type, batch, accepted_at, starts, attempts, due_at}``."""

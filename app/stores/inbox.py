@@ -25,7 +25,7 @@ from pymongo.database import Database
 from pymongo.errors import BulkWriteError
 from pymongo.read_concern import ReadConcern
 
-from app.errors import PermanentError, StoreUnavailable
+from app.errors import CommitUnknown, PermanentError, StoreUnavailable
 from app.naming import MESSAGE_VERSION
 from app.stores.mongo import DUPLICATE_KEY, RAW, Document, translated, unacknowledged_by_majority, usage_of
 from app.stores.records import Batch, Entry, entry_from, utc_now
@@ -59,12 +59,20 @@ class Inbox:
             try:
                 self._collection.insert_many(documents, ordered=False)
             except BulkWriteError as error:
-                _judge((error.details or {}).get("writeErrors", []), error)
+                details = error.details or {}
+                _judge(details.get("writeErrors", []), error)
+                if details.get("writeConcernErrors"):
+                    raise CommitUnknown("MongoDB did not confirm storing accepted events by a majority") from error
                 self._confirm([d["_id"] for d in documents])
 
     def _confirm(self, batch_ids: list[str]) -> None:
-        """After a duplicate ``_id``: a write by majority waits for the earlier one to be there by majority too."""
-        self._collection.update_many({"_id": {"$in": batch_ids}}, {"$set": {"v": MESSAGE_VERSION}})
+        """After a duplicate ``_id``: a write by majority waits for the earlier one to be there by majority too.
+
+        One that is not there any more was taken back by a fail-over, or is finished: written again, it does no harm.
+        """
+        there = self._collection.update_many({"_id": {"$in": batch_ids}}, {"$set": {"v": MESSAGE_VERSION}}).matched_count
+        if there < len(batch_ids):
+            raise CommitUnknown("what MongoDB said it had is not there any more")
 
     def fetch(self, batch_id: str) -> Batch | None:
         """The batch with its bodies as raw BSON, or None when nobody holds it (any more).

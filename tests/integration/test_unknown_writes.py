@@ -12,6 +12,9 @@ from pymongo import MongoClient
 from redis import Redis
 
 from app.embedded.servers import EmbeddedServers
+from app.errors import CommitUnknown, StoreUnavailable
+from app.stores.failures import Origin
+from app.stores.records import inbox_document, new_batch_id, utc_now
 from tests.support.pipelines import Plant, count_effect, entry, plant_on
 from tests.support.servers import fresh_settings
 from workers.pipeline import process
@@ -125,6 +128,43 @@ def test_a_failure_that_no_majority_confirms_is_left(plant):
     assert str(tally) == "left 1"
     assert plant.inbox.size() == 1
     assert plant.claim_states() == {}
+
+
+def test_a_batch_that_a_fail_over_took_back_is_not_taken_for_stored(plant, monkeypatch):
+    """G1: its first write found no majority; what confirms it must see it, or it is written again."""
+    inbox = plant.listener().inbox
+    document = inbox_document(new_batch_id(), [entry("a")], door="test", accepted_at=utc_now())
+    confirm = inbox._confirm
+
+    def confirm_after_rollback(batch_ids: list[str]) -> None:
+        plant.db["inbox"].delete_many({"_id": {"$in": batch_ids}})  # what a new primary knows nothing of
+        confirm(batch_ids)
+
+    monkeypatch.setattr(inbox, "_confirm", confirm_after_rollback)
+    with told_to_fail(plant, "insert", NOT_CONFIRMED, ONCE), pytest.raises(CommitUnknown):
+        inbox.write([document])
+    with pytest.raises(CommitUnknown):
+        inbox.write([document])  # it is there when it is written, and not when it is confirmed
+    inbox.write([document])
+    assert plant.inbox.size() == 1
+
+
+def test_a_final_failure_that_a_fail_over_took_back_is_not_taken_for_stored(plant, monkeypatch):
+    """G1: else its batch would be removed, and the event were nowhere."""
+    failures = plant.listener().failures
+    final = (entry("a"), Origin(batch=None, accepted_at=utc_now(), listener="l", token=0), "stale", {"reason": "old"})
+    finalize = failures._finalize
+
+    def finalize_after_rollback(*arguments: Any) -> None:
+        plant.db["failures"].delete_many({})
+        finalize(*arguments)
+
+    monkeypatch.setattr(failures, "_finalize", finalize_after_rollback)
+    failures.record_final([final])
+    with pytest.raises(StoreUnavailable):
+        failures.record_final([final])
+    failures.record_final([final])
+    assert plant.db["failures"].count_documents({}) == 1
 
 
 def failing(_event: Any, _context: Any) -> None:
