@@ -4,6 +4,7 @@ Guaranteed: a store that is away costs its own part of the answer, which then sa
 one instant; ``ledger.events`` comes from the collection's metadata, which may be off after a crash of MongoDB (an audit counts).
 """
 
+import time
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import msgspec
 from pymongo.database import Database
 
+from app import glance
 from app.claims import store as claims
 from app.claims.store import Client
 from app.errors import DedupError, TransientError
@@ -21,7 +23,7 @@ from app.stores.capacity import measure, why_full
 from app.stores.failures import Failures
 from app.stores.inbox import Inbox
 from app.stores.meta import deployment_id
-from app.stores.mongo import Document, translated
+from app.stores.mongo import Document, server_now, translated
 from app.stores.pauses import Pauses
 from app.stores.records import utc_now
 
@@ -32,29 +34,38 @@ def overview(db: Database[Document], settings: Settings) -> Facts:
     """Everything at a glance.
 
     Returns:
-        ``mongo``, ``redis``: ``{"ok": bool, "error"?}``; ``listeners``, ``feeds``: a list, or ``{"error"}``; ``inbox``: ``batches,
+        ``mongo``, ``redis``, ``broker``: ``{"ok": bool, "error"?, "ms"?}``: whether it answers, and in how many milliseconds; ``listeners``, ``feeds``: a list, or ``{"error"}``; ``inbox``: ``batches,
         oldest_age_s``; ``full``: why doors take no more, or empty; ``failures``: numbers by state; ``ledger``: ``events``; ``paused``: types; ``sweeper``: ``last_success_s``,
-        seconds ago or None. A part whose store is away is ``{"error": …}``.
+        seconds ago or None; ``reasons``, ``recent``, ``held``, ``queues``: see :mod:`app.glance`. A part whose store is away is ``{"error": …}``.
     """
     mongo: Facts = {"ok": True}
+    _part(mongo, lambda: _timed(mongo, lambda: server_now(db)))
     inbox = _part(mongo, lambda: _inbox(db))
     failures = _part(mongo, lambda: dict(sorted(Failures(db).counts().items())))
     full = _part(mongo, lambda: why_full(measure(db), settings))
     ledger = _part(mongo, lambda: _ledger(db))
     paused = _part(mongo, lambda: sorted(Pauses(db).paused()))
+    reasons = _part(mongo, lambda: glance.reasons(db))
+    recent = _part(mongo, lambda: glance.recent(db))
+    keys = _part(mongo, lambda: glance.oldest_keys(db))
+    deployment = _part(mongo, lambda: deployment_id(db))
     redis: Facts = {"ok": True}
     with closing(claims.connect(settings)) as client:
-        presence = _part(mongo, lambda: Presence(client, deployment_id(db)))
-        if isinstance(presence, Presence):
+        _part(redis, lambda: _timed(redis, lambda: _ping(client)))
+        listeners = sweeper = feeds = held = deployment  # without MongoDB nobody knows under which name Redis keeps them
+        if isinstance(deployment, str):
+            presence = Presence(client, deployment)
             listeners = _part(redis, lambda: _listeners(db, presence, settings))
             sweeper = _part(redis, lambda: _sweeper(presence))
-            feeds = _part(redis, lambda: feeds_of(client, deployment_id(db)))
-        else:  # without MongoDB nobody knows under which name Redis keeps them
-            listeners = sweeper = feeds = presence
-            _part(redis, lambda: _ping(client))
+            feeds = _part(redis, lambda: feeds_of(client, deployment))
+            held = _part(redis, lambda: glance.held(client, settings, deployment, keys)) if isinstance(keys, list) else keys
+    broker: Facts = {"ok": True}
+    names = [one["name"] for one in listeners] if isinstance(listeners, list) else []
+    queues = _part(broker, lambda: _timed(broker, lambda: glance.queues(settings, names)))
     return {
         "mongo": mongo,
         "redis": redis,
+        "broker": broker,
         "listeners": listeners,
         "inbox": inbox,
         "full": full,
@@ -63,6 +74,10 @@ def overview(db: Database[Document], settings: Settings) -> Facts:
         "paused": paused,
         "sweeper": sweeper,
         "feeds": feeds,
+        "reasons": reasons,
+        "recent": recent,
+        "held": held,
+        "queues": queues,
     }
 
 
@@ -83,6 +98,14 @@ def _part(store: Facts, read: Callable[[], Any]) -> Any:
         except TransientError as error:
             store |= {"ok": False, "error": str(error)}
     return {"error": store["error"]}
+
+
+def _timed(store: Facts, call: Callable[[], Any]) -> Any:
+    """What ``call`` returns; how long it took is noted with the store."""
+    began = time.monotonic()
+    answer = call()
+    store["ms"] = round((time.monotonic() - began) * 1000, 1)
+    return answer
 
 
 def _inbox(db: Database[Document]) -> Facts:

@@ -21,9 +21,6 @@ def list_listeners(as_json: Annotated[bool, typer.Option("--json", help="One JSO
     """
     settings = load_settings()
     found = _found(settings)
-    depths = _depths([one["name"] for one in found])
-    for one in found:
-        one["queue"] = depths.get(one["name"])
     if as_json:
         for one in found:
             put_json(one)
@@ -64,24 +61,12 @@ def _found(settings: Settings) -> list[dict[str, Any]]:
 
     db = mongo.connect(settings, role="listeners")
     with closing(db.client):
-        found = overview(db, settings)["listeners"]
-    if isinstance(found, dict):
-        raise TransientError(found["error"])
-    return list(found)
-
-
-def _depths(names: list[str]) -> dict[str, int]:
-    """What waits for each listener; nothing where the broker does not answer."""
-    from app.celery import app
-    from app.listeners import BrokerAway, broker_channel, depth
-    from app.naming import queue_of
-
-    try:
-        with broker_channel(app) as channel:
-            return {name: depth(channel, queue_of(name)) for name in names}
-    except BrokerAway as error:
-        say(f"dedup: {error}")
-        return {}
+        facts = overview(db, settings)
+    if isinstance(facts["listeners"], dict):
+        raise TransientError(facts["listeners"]["error"])
+    if not facts["broker"]["ok"]:
+        say(f"dedup: {facts['broker']['error']}")
+    return [one | {"queue": facts["queues"].get(one["name"])} for one in facts["listeners"]]
 
 
 def _tell(found: list[dict[str, Any]]) -> None:
