@@ -33,8 +33,8 @@ from app.events.keys import malformed_key
 from app.events.values import canonical, find_fault
 
 RESERVED = frozenset({"connect", "disconnect", "connect_error", "*"})
-MAX_KEPT_CHARACTERS = 4_000_000
-"""So much of a payload that no store could hold as it is, is kept as text."""
+MAX_KEPT_BYTES = 64 * 1024
+"""Of a malformed payload that is longer as JSON, or that no store could hold as it is, so much is kept, as text."""
 
 Reader = Callable[[Any], Any]
 
@@ -102,15 +102,22 @@ class Malformed:
 
 
 def malformed(source: Source, payload: Any) -> Malformed:
-    """What to keep of a payload that cannot be an event: itself where a store can hold it, else its text."""
-    data = payload if type(payload) is bytes or find_fault(payload) is None else _as_text(payload)
-    digest = digest_of(source.event, data)
-    return Malformed(key=malformed_key(source.name, digest), digest=digest, data=data)
+    """What to keep of a payload that cannot be an event: itself where a store can hold it and it is short, else the beginning of its text."""
+    whole = payload if type(payload) is bytes or find_fault(payload) is None else _as_text(payload)
+    digest = digest_of(source.event, whole)
+    return Malformed(key=malformed_key(source.name, digest), digest=digest, data=_beginning(whole))
+
+
+def _beginning(whole: Any) -> Any:
+    if isinstance(whole, bytes):
+        return whole[:MAX_KEPT_BYTES]
+    text = whole.encode() if isinstance(whole, str) else canonical(whole)
+    return whole if len(text) <= MAX_KEPT_BYTES else text[:MAX_KEPT_BYTES].decode(errors="ignore")
 
 
 def _as_text(payload: Any) -> str:
     try:
-        return json.dumps(payload, default=repr)[:MAX_KEPT_CHARACTERS]
+        return json.dumps(payload, default=repr)
     except (RecursionError, ValueError, TypeError):
         return f"a {type(payload).__name__} that cannot be written down"
 

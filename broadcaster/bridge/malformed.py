@@ -1,7 +1,7 @@
 """Payloads of a foreign feed that are no events: kept in ``failures`` as ``malformed``, up to a number, and counted.
 
 Guarantees: a payload is kept once, however often it comes and through however many bridges; ``failures`` is not flooded by a server
-that changed its form (G7). Not guaranteed: that every one is kept; the log says how many are not.
+that changed its form (G7). Not guaranteed: that every one is kept, nor the whole of a long one; the log says how many are not.
 """
 
 import time
@@ -13,13 +13,16 @@ from bson.raw_bson import RawBSONDocument
 from pymongo.database import Database
 
 from app.errors import DedupError
-from app.events.sources import Malformed, Source, malformed
+from app.events.sources import MAX_KEPT_BYTES, Malformed, Source, malformed
+from app.events.values import canonical
 from app.stores.failures import Failures, Origin
 from app.stores.mongo import Document, translated
 from app.stores.records import Entry, utc_now
 
 MAX_KEPT = 10_000
 """So many malformed payloads the deployment keeps."""
+MAX_BODY_BYTES = 2 * MAX_KEPT_BYTES
+"""So long a body may be: all that are kept together stay below the limit of ``failures``, so that no feed closes the doors."""
 _COUNT_EVERY_S = 10.0
 _SAY_EVERY_S = 10.0
 
@@ -50,7 +53,8 @@ class MalformedStore:
         self._waiting.append((malformed(self._source, payload), str(error)))
         if time.monotonic() - self._said_at > _SAY_EVERY_S:
             self._said_at = time.monotonic()
-            log.warning("feed.malformed", feed=self._source.name, reason=str(error), payloads=self.seen, unkept=self.unkept)
+            # why, is in failures: it may quote the payload
+            log.warning("feed.malformed", feed=self._source.name, payloads=self.seen, unkept=self.unkept)
 
     def flush(self) -> None:
         """Keep what was noted.
@@ -75,7 +79,11 @@ class MalformedStore:
         self._room = self._max_kept - found
         self._counted_at = time.monotonic()
 
+    def _body(self, data: Any) -> bytes:
+        """BSON may be many times as long as JSON: then the JSON is kept, as text."""
+        body = bson.encode({"source": self._source.name, "data": data})
+        return body if len(body) <= MAX_BODY_BYTES else bson.encode({"source": self._source.name, "data": canonical(data).decode()})
+
     def _record(self, one: Malformed, reason: str) -> tuple[Entry, Origin, str, Document]:
-        body = RawBSONDocument(bson.encode({"source": self._source.name, "data": one.data}))
-        entry = Entry(one.key, one.digest, self._source.event, body)
+        entry = Entry(one.key, one.digest, self._source.event, RawBSONDocument(self._body(one.data)))
         return entry, Origin(batch=None, accepted_at=utc_now(), listener="", token=0), "malformed", {"reason": reason}

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import bson
 import httpx
 import pytest
 from pymongo.database import Database
@@ -23,7 +24,7 @@ from app.stores import mongo
 from broadcaster.bridge.buffer import Buffer
 from broadcaster.bridge.client import MAX_MESSAGE_BYTES, OrderedClient
 from broadcaster.bridge.foreign import ForeignFeed
-from broadcaster.bridge.malformed import MalformedStore
+from broadcaster.bridge.malformed import MAX_BODY_BYTES, MAX_KEPT, MalformedStore
 from broadcaster.bridge.watch import ROLE
 from tests.support.bridging import Place, place_of
 from tests.support.system import ROOT
@@ -242,6 +243,29 @@ def test_g7_malformed_payloads_are_kept_up_to_a_number(place):
 
     assert place.db.failures.count_documents({"state": "malformed"}) <= 3
     assert (store.seen, store.seen - store.unkept) == (6, 3)
+
+
+def test_g7_malformed_payloads_that_are_huge_are_kept_in_part_and_hold_nothing_up(place):
+    """G7: of each only the beginning; a payload that BSON could not hold would else be tried for ever, and its feed with it."""
+    store = MalformedStore(source_from("test", "airport", {"url": "http://h", "event": "departure"}), place.db)
+    payloads = [
+        [1] * 3_000_000,
+        [2] * 30_000,
+        {"n": "x" * 5_000_000},
+        b"y" * 17_000_000,
+        "ä" * 200_000,
+        {"blob": b"z" * 1_000_000},
+        [[2**70]],
+    ]
+    for payload in payloads:
+        store.note(payload, ValueError("no key"))  # type: ignore[arg-type]
+    store.flush()
+
+    kept = list(place.db.failures.find({"state": "malformed"}))
+    assert len({d["digest"] for d in kept}) == len(payloads)
+    assert all(len(bson.encode(d)) < MAX_BODY_BYTES + 1_000 for d in kept)
+    assert {str(d["body"]["data"])[:4] for d in kept} >= {"[1,1", "[2,2", '{"n"', "ääää", "[[11"}
+    assert place.settings.failures_max_bytes > MAX_KEPT * (MAX_BODY_BYTES + 1_000)
 
 
 def test_a_malformed_payload_is_discarded_and_never_tried_as_if_it_were_an_event(place):
