@@ -4,8 +4,8 @@
         publisher.send({"type": "order.paid", "source": "shop", "id": "4711", "data": {"amount": 12}})
         publisher.send_all(events_of_a_day())
 
-Guaranteed: what :meth:`Publisher.send` and :meth:`Publisher.send_all` return for is accepted. An answer of "unknown" (503, 429, no answer at
-all) is met by sending the very same events again, which is safe, since events of one key are one event. That is why an event needs an
+Guaranteed: what :meth:`Publisher.send` and :meth:`Publisher.send_all` return for is accepted. An answer of "unknown" (503 and other faults of servers, 429, no
+answer at all) is met by sending the very same events again, which is safe, since events of one key are one event. That is why an event needs an
 id, or a key rule for its type: the broadcaster refuses others, and nobody makes up ids. Held in memory: one request. Not guaranteed: that
 an event whose send raised :class:`NotTaken` is *not* accepted; send it again, later.
 """
@@ -22,7 +22,9 @@ import msgspec
 
 from app.errors import PermanentError, TransientError
 
-_AGAIN = frozenset({408, 425, 429, 502, 503, 504})
+_AGAIN = frozenset({408, 425, 429})
+_SERVER_S_FAULT = 500
+"""From here on a status says nothing about the events: what failed there may have failed after they were stored."""
 _PAUSE_S = (0.2, 5.0)
 """First and longest pause before a repetition, where the broadcaster names none."""
 _TIMEOUT_S = 30.0
@@ -164,7 +166,7 @@ class Publisher:
             raise PermanentError(f"{self.url!r} is no URL of a broadcaster: {error}") from error
         except httpx.TransportError as error:
             return _words_of(error), None
-        if answer.status_code in _AGAIN:
+        if answer.status_code in _AGAIN or answer.status_code >= _SERVER_S_FAULT:
             return _detail(answer), _retry_after(answer)
         if answer.is_success:
             keys = _json_object(answer).get("keys")

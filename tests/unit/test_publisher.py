@@ -66,6 +66,14 @@ def test_an_unknown_outcome_is_met_by_the_very_same_request():
     assert all(0 < pause <= 5 for pause in pauses)
 
 
+@pytest.mark.parametrize("status", [500, 502, 503, 504, 507, 408, 425, 429])
+def test_a_fault_of_a_server_is_no_refusal(status: int):
+    """G1: a refusal means that nothing was accepted, and after a fault nobody knows."""
+    door = Door(problem(status, "an unexpected error"), accepted("k"))
+    with publisher(door) as sending:
+        assert sending.send([b"{}"]) == ["k"]
+
+
 def test_the_pause_is_the_one_that_the_broadcaster_asks_for():
     door = Door(httpx.Response(503, headers={"Retry-After": "7"}, json={}), accepted("k"))
     pauses: list[float] = []
