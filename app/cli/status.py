@@ -137,11 +137,11 @@ def _table(facts: dict[str, Any], width: int) -> "Table | None":
 
     narrow = width < _NARROW
     number = _short if narrow else "{:,}".format
-    table = Table(box=None, padding=(0, 2, 0, 0)) if narrow else Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=None, padding=(0, 1, 0, 0)) if narrow else Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("listener", overflow="fold")
-    for title in ("won", "skipped", "failed", "won/s", "queue"):
+    for title in ("won", "skip", "fail", "won/s", "queue") if narrow else ("won", "skipped", "failed", "won/s", "queue"):
         table.add_column(title, justify="right")
-    table.add_column("heard" if narrow else "heard of", justify="right")
+    table.add_column("heard" if narrow else "heard of", justify="right", no_wrap=True)
     per_s = facts["recent"].get("per_s", {})
     for one in listeners:
         silent = ago(one["silent_ms"] / 1000)
@@ -150,11 +150,15 @@ def _table(facts: dict[str, Any], width: int) -> "Table | None":
         table.add_row(
             plain(one["name"]),
             *(number(one[name]) for name in ("won", "skipped", "failed")),
-            "?" if "error" in facts["recent"] else f"{per_s.get(one['name'], 0.0):,.1f}",
+            "?" if "error" in facts["recent"] else _rate(per_s.get(one["name"], 0.0)),
             "?" if queue is None else number(queue),
             heard,
         )
     return table
+
+
+def _rate(per_s: float) -> str:
+    return f"{per_s:.1f}" if per_s < 100 else f"{per_s:,.0f}"
 
 
 def _latency(latency: dict[str, Any]) -> str:
