@@ -60,7 +60,7 @@ def _target(rows: list[Row], rate: int, figure: str, most_ms: float) -> Target:
 
 
 def _row(options: Options, rig: Rig, aside: Aside, number: int, rate: int, per_request: int) -> Row:
-    seconds = options.pick(quick=2, default=20 if rate == 1 else 10, full=60)
+    seconds = options.pick(quick=2, default=20 if rate == 1 else 8, full=60)
     count = max(per_request, rate * seconds)
     load = Load(events=count, name=f"at-{rate}-{number}", type=SYNTHETIC, per_request=per_request)
     with Arrivals(rig.settings.mongo_url) as arrivals:

@@ -30,7 +30,7 @@ def run(options: Options) -> Result:
     backlog = options.pick(quick=10_000, default=100_000)
     runs: list[list[Row]] = []
     limit_s = 0.0
-    for number in range(1, options.repeat(3) + 1):
+    for number in range(1, options.repeat(2) + 1):
         found: list[Row] = []
         with started(options.say, system=False) as rig:
             found += _starts(rig)

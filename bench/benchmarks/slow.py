@@ -2,7 +2,7 @@
 
 The concurrency of plain handlers is one per listener (a child process by default), that of ``async def`` handlers ``DEDUP_ASYNC_LIMIT`` (64) per listener. Handlers
 are transactional, as by default; ``async def`` ones each have a transaction of their own, so they are measured as ``at_least_once``, too. Enough events for about
-eight seconds in the ideal, but at most 4,000, in requests of 100 (plain) and 500.
+five seconds in the ideal, but at most 4,000, in requests of 100 (plain) and 500.
 """
 
 from collections.abc import Iterator
@@ -84,7 +84,7 @@ def _rows(options: Options, listeners: int, number: int) -> Iterator[Row]:
 
 def _rate(options: Options, rig: Rig, aside: Aside, kind: str, ideal: float) -> float:
     warm(rig, aside, Load(events=_KNOWN_PACE * len(rig.listeners), name=f"warm-{kind}", type=kind, per_request=_KNOWN_PACE))
-    count = min(options.pick(quick=400, default=_MOST_EVENTS), int(ideal * options.pick(quick=1, default=8, full=20)))
+    count = min(options.pick(quick=400, default=_MOST_EVENTS), int(ideal * options.pick(quick=1, default=5, full=20)))
     sending = aside.run(
         over_http, rig.url, Load(events=count, name=f"run-{kind}", type=kind, per_request=100 if ".plain." in kind else 500)
     )
