@@ -13,23 +13,30 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
+import pymongo
+from pymongo import MongoClient
 from pymongo.database import Database
 
 from app.embedded.servers import EmbeddedServers
 from app.events.parsing import EventParser
 from app.messages import announcement, delivery, read_delivery
-from app.settings import Settings, load_settings
+from app.settings import Settings, database_of, load_settings
+from app.stores import mongo
 from app.stores.meta import deployment_id
 from app.stores.mongo import Document
 from app.stores.records import entry_of, inbox_document, new_batch_id, utc_now
 from workers.handlers import Function, Handler, Registry, registry
 from workers.pipeline import process
 from workers.runtime import Runtime
+
+_CLOSE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +45,8 @@ class Delivered:
 
     Attributes:
         outcome: ``won`` (committed now), ``skipped`` (it had been before), ``failed`` (see ``failure``), ``left``.
-        db: the database, to look at what the handler wrote; its client stays open until the end of the process.
+        db: the database, to look at what the handler wrote; its client is that of all deliveries to the server, and stays
+            open until the end of the process.
         key: the event's key.
         result: what the handler returned, as the ledger keeps it.
         failure: the document in ``failures``, or None.
@@ -75,8 +83,12 @@ def deliver(
     handlers = Registry()
     pattern = declared.pattern if declared else str(event.get("type"))
     handlers.add(Handler(name="under test", pattern=pattern, function=handler, at_least_once=bool(declared and declared.at_least_once)))
-    runtime = Runtime.build(settings, "listener-1", handlers=handlers)
-    atexit.register(runtime.close)
+    with closing(Runtime.build(settings, "listener-1", handlers=handlers)) as runtime:
+        return _delivered(runtime, event)
+
+
+def _delivered(runtime: Runtime, event: Mapping[str, Any]) -> Delivered:
+    settings = runtime.settings
     (parsed,) = EventParser(runtime.policies, settings).values([dict(event)], idempotency_key=secrets.token_hex(8))
     batch, now = new_batch_id(), utc_now()
     runtime.inbox.write([inbox_document(batch, [entry_of(parsed)], door="test", accepted_at=now)])
@@ -87,7 +99,7 @@ def deliver(
     committed = runtime.ledger.get(parsed.key) or {}
     return Delivered(
         outcome="won" if tally.won else "failed" if tally.failed else "skipped" if tally.skipped else "left",
-        db=runtime.db,
+        db=_database(settings),
         key=parsed.key,
         result=committed.get("result"),
         failure=next((f for f in runtime.failures.of_key(parsed.key) if f["digest"] == parsed.digest), None),
@@ -96,10 +108,27 @@ def deliver(
     )
 
 
+def _database(settings: Settings) -> Database[Document]:
+    server = urlsplit(settings.mongo_url)._replace(path="/").geturl()
+    if server not in _clients:
+        client = _clients[server] = mongo.connect(settings, role="test").client
+        atexit.register(_close, client)
+    return _clients[server][database_of(settings.mongo_url)]
+
+
+_clients: dict[str, MongoClient[Document]] = {}
+"""By server."""
+
+
+def _close(client: MongoClient[Document]) -> None:
+    with pymongo.timeout(_CLOSE_S):  # the server may have gone
+        client.close()
+
+
 def _settings(mongo_url: str | None, redis_url: str | None, policies: Path | None) -> Settings:
     redis = redis_url or _embedded().valkey.url(0)
-    mongo = mongo_url or _embedded().mongo.url(f"deliver_{secrets.token_hex(4)}")
-    return load_settings({}, redis_url=redis, broker_url=redis, mongo_url=mongo, policies=policies)
+    url = mongo_url or _embedded().mongo.url(f"deliver_{secrets.token_hex(4)}")
+    return load_settings({}, redis_url=redis, broker_url=redis, mongo_url=url, policies=policies)
 
 
 @lru_cache(maxsize=1)
