@@ -266,10 +266,10 @@ class Failures:
             raise StoreUnavailable("failures that MongoDB said it had are not there any more")
 
     def due(self, limit: int, *, now: datetime | None = None) -> list[Document]:
-        """Failures whose next attempt is due: ``{key, digest, type, batch, accepted_at, starts, attempts, due_at}``."""
+        """Failures whose next attempt is due: ``{key, digest, type, batch, accepted_at, starts, attempts, due_at, sent_until}``."""
         now = now or self.now()
         query = {"v": MESSAGE_VERSION, "state": "retrying", "due_at": {"$lte": now}, "sent_until": {"$not": {"$gt": now}}}
-        fields = _STATE | {"type": 1}
+        fields = _STATE | {"type": 1, "sent_until": 1}
         with translated("reading due failures"):
             return list(self.collection.find(query, fields).sort("due_at", ASCENDING).limit(limit))
 

@@ -75,12 +75,17 @@ class RecoveryHistory:
             if place <= self._sent - depth:
                 self._taken_at.setdefault(batch, now)
 
-    def sent(self, batch: str | None) -> None:
-        """Note a copy that was sent; None: one that belongs to no batch."""
+    def sent(self, batch: str | None) -> int:
+        """Note a copy that was sent; None: one that belongs to no batch. Returns its place in the order of sending."""
         self._sent = (self._sent or 0) + 1
         if batch is not None:
             self._place[batch] = self._sent
             self._taken_at.pop(batch, None)
+        return self._sent
+
+    def left(self, depth: int) -> int:
+        """The place up to which copies have left the queue, when ``depth`` deliveries wait in it."""
+        return (self._sent or 0) - depth
 
     def taken_at(self, batch: str) -> float | None:
         """When the batch's copy was first seen to have left the queue, or None."""

@@ -57,11 +57,12 @@ class Retries:
         self._scanned_to = ""
         self._refused: set[str] = set()
 
-    def due(self, paused: Container[str] = ()) -> Due:
-        """Find what is due, unfinished, of no paused type, and in nobody's claim.
+    def due(self, paused: Container[str] = (), under_way: Container[Pair] = ()) -> Due:
+        """Find what is due, unfinished, of no paused type, in nobody's claim, and not under way.
 
         Args:
             paused: types to leave alone.
+            under_way: pairs whose last copy still waits in the recovery queue.
 
         Raises:
             TransientError: MongoDB or Redis is away.
@@ -78,7 +79,7 @@ class Retries:
         if done:
             due.refuted = self._failures.remove(done, _by_key(done))
         left = [f for f in found if _pair(f) not in done]
-        free = [f for f in left if _pair(f) not in claimed.live and f["type"] not in paused]
+        free = [f for f in left if _pair(f) not in claimed.live and f["type"] not in paused and not _waits(f, under_way)]
         if held := {_pair(f) for f in left} - {_pair(f) for f in free}:
             self._failures.postpone(list(held), by_ms=self._settings.grace_ms)
         due.groups = [self._group(part) for part in _travelling(free)]
@@ -125,6 +126,11 @@ class Retries:
 
 def _by_key(done: Mapping[Pair, int]) -> dict[str, int]:
     return {key: generation for (key, _), generation in done.items()}
+
+
+def _waits(failure: Document, under_way: Container[Pair]) -> bool:
+    """Whether its last copy waits in the queue: nobody has noted anything since that was sent."""
+    return failure.get("sent_until") is not None and _pair(failure) in under_way
 
 
 def _pair(failure: Document) -> Pair:

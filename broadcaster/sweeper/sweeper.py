@@ -20,6 +20,7 @@ from app.stores.ledger import Ledger
 from app.stores.meta import deployment_id
 from app.stores.mongo import Document
 from app.stores.pauses import Pauses
+from app.stores.progress import Pair
 from app.stores.records import utc_now
 from app.totals import Totals
 from broadcaster.roster import Roster
@@ -89,6 +90,7 @@ class Sweeper:
         # Whoever has been silent for a lease holds no claim any more, so there is no use in waiting for it.
         grace_s = min(self._settings.listener_grace_s, max(self._settings.lease_ms / 1000, 2.5 * heartbeat_s))
         self._roster = Roster(grace_s=grace_s, missing_s=2 * heartbeat_s)
+        self._retried: dict[Pair, int] = {}  # failures that were sent, by their copies' places in the recovery queue
         self._outbox = Outbox(self._settings, self._db, self._claims, self._sender, self._pauses, being_sent=self._being_sent)
 
     def sweep(self) -> Report:
@@ -117,7 +119,10 @@ class Sweeper:
     # ------------------------------------------------------------------------------------ failures, and silent listeners
 
     def _due(self, report: Report) -> list[Group]:
-        due = self._retries.due(self._pauses.paused())
+        if self._retried:
+            left = self._outbox.recovery.left(self._sender.depths([RECOVERY_QUEUE])[RECOVERY_QUEUE])
+            self._retried = {pair: place for pair, place in self._retried.items() if place > left}
+        due = self._retries.due(self._pauses.paused(), self._retried)
         report.refuted += due.refuted
         report.forgotten += due.forgotten
         return due.groups
@@ -127,8 +132,9 @@ class Sweeper:
             room = self._settings.queue_high_water - self._sender.depths([RECOVERY_QUEUE])[RECOVERY_QUEUE]
             groups = due[: max(room, 0)]
             self._sender.send([group.outgoing for group in groups])
-            for _ in groups:
-                self._outbox.recovery.sent(None)
+            for group in groups:
+                place = self._outbox.recovery.sent(None)
+                self._retried.update(dict.fromkeys(group.pairs, place))
             self._retries.note_sent(groups)
             report.retried += sum(len(group.pairs) for group in groups)
             report.more = report.more or len(groups) < len(due)

@@ -378,6 +378,22 @@ def test_a_failure_that_failed_again_is_sent_when_it_is_due_again(place, swept):
     assert [s.id for s in place.queue(RECOVERY_QUEUE)] == ["a/retry~2", "a/retry~3"]
 
 
+def test_a_retry_that_waits_in_a_long_queue_is_not_sent_again(make_place):
+    """Its time is over, but nobody has had it: a second copy would only make the queue longer."""
+    place = make_place(grace_ms=50, lease_ms=300)
+    swept = Swept(place)
+    place.beat("listener-1")
+    failed(place, "a")
+    assert swept.sweep().retried == 1
+    eventually(lambda: place.failures.due(10), 10, "that its time is over")
+    assert swept.sweep().retried == 0
+    place.broker.rpop(RECOVERY_QUEUE)
+    eventually(lambda: swept.sweep().retried == 1, 10, "that it is sent again, for its copy has left the queue")
+    place.broker.delete(RECOVERY_QUEUE)
+    eventually(lambda: swept.sweep().retried == 1, 10, "the same when the broker lost the queue")
+    swept.sweeper.close()
+
+
 @pytest.mark.parametrize("taken", [1, 2])
 def test_g5_a_backlog_does_not_hold_up_retries_nor_retries_the_backlog(make_place, taken: int):
     """G5: the recovery queue is short, and always full; both come through it, however little is taken from it at a time."""
