@@ -14,7 +14,8 @@ from app.stores.failures import Failures
 from app.stores.inbox import Inbox
 from app.stores.ledger import Ledger
 from app.stores.mongo import Document
-from app.story import claim_of
+from app.story import claim_of, state_of
+from app.telling import steps_of
 from broadcaster.answers import event_view
 
 REDIS_WAIT_MS = 500
@@ -24,7 +25,8 @@ def find_event(db: Database[Document], settings: Settings, key: str) -> dict[str
     """The story of a key as ``GET /events/{key}`` tells it, or None; blocks.
 
     Returns:
-        ``key``; ``state``: ``processed``, ``waiting``, or a state of ``failures``; ``event``: the ledger's document or None;
+        ``key``; ``state``: ``processed``, ``waiting``, or a state of ``failures``; ``steps``: what happened, in order, see
+        :mod:`app.telling`; ``event``: the ledger's document or None;
         ``failures``: oldest first; ``inbox``: the batches where it waits; ``claim``: who has it now, or None, or ``{"error": …}``; a
         processed event is not asked about.
 
@@ -38,23 +40,19 @@ def find_event(db: Database[Document], settings: Settings, key: str) -> dict[str
     waiting = [] if committed or failures else Inbox(db).find_event(key)
     if not (committed or failures or waiting):
         committed = ledger.get(key)
-    if committed:
-        state = "processed"
-    elif failures:
-        state = str(failures[-1]["state"])
-    elif waiting:
-        state = "waiting"
-    else:
+    state = state_of(committed, failures, waiting)
+    if state is None:
         return None
+    quick = replace(settings, redis_timeout_ms=min(REDIS_WAIT_MS, settings.redis_timeout_ms))
+    claim = None if state == "processed" else claim_of(db, quick, key)
     return {
         "key": key,
         "state": state,
+        "steps": steps_of(inbox=waiting, failures=failures, ledger=committed, claim=claim),
         "event": event_view(committed) if committed else None,
         "failures": [event_view(f) for f in failures],
         "inbox": waiting,
-        "claim": None
-        if committed
-        else claim_of(db, replace(settings, redis_timeout_ms=min(REDIS_WAIT_MS, settings.redis_timeout_ms)), key),
+        "claim": claim,
     }
 
 

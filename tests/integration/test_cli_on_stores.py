@@ -169,7 +169,7 @@ def test_a_processed_event_after_a_failure(db, capsys):
     process(db, EVENT, result={"total": 3})
     assert exit_code(["inspect", EVENT.key]) == 0
     said = capsys.readouterr().out
-    for part in ("retrying after 1 attempts", "ValueError: no", "processed by listener-2, in attempt 2, token 7", 'returned {"total": 3}'):
+    for part in ("retrying after 1 attempt ", "ValueError: no", "processed by listener-2, in attempt 2, token 7", 'returned {"total": 3}'):
         assert part in said
     assert "state  processed" in said
     assert "\x1b" not in said
