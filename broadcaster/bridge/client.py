@@ -5,10 +5,17 @@ memory; a binary event and its attachments, which travel as messages of their ow
 ``MAX_MESSAGE_BYTES`` ends the connection before it is read (WebSocket only); what is no Socket.IO is counted and passed over; a server
 that vanished without a goodbye is noticed by its silence, and nothing of its connection is left open.
 
+An event for which the server wants an acknowledgement gets it when the handler says so, from whatever thread; and only on the connection
+on which it came, for its number means another event on the next one.
+
 python-socketio's own client starts a thread for every message: their order, and with it an event's attachments, is left to chance.
 """
 
+import contextlib
+import queue
+import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import engineio
@@ -25,6 +32,16 @@ MAX_SILENCE_S = 120.0
 _LOGGED_EVERY = 1_000
 
 
+Acknowledge = Callable[[], None]
+"""Says to the server that an event is taken; does nothing where it did not ask, or where its connection is over."""
+Heard = Callable[[list[Any], Acknowledge], None]
+"""Takes the arguments of an event."""
+
+
+def _nothing() -> None:
+    return None
+
+
 class OrderedClient(socketio.Client):  # type: ignore[misc]  # untyped library
     """A client for one connection at a time; whoever uses it connects again.
 
@@ -38,6 +55,9 @@ class OrderedClient(socketio.Client):  # type: ignore[misc]  # untyped library
     def __init__(self, *, timeout_s: float) -> None:
         self.rubbish = 0
         self.message_bytes = 0
+        self._heard: dict[tuple[str, str], Heard] = {}
+        self._connection = 0
+        self._acknowledging = threading.Lock()
         super().__init__(
             reconnection=False,
             handle_sigint=False,
@@ -47,6 +67,31 @@ class OrderedClient(socketio.Client):  # type: ignore[misc]  # untyped library
                 "class_": _BoundedWebSocket,
             },
         )
+
+    def hear(self, event: str, namespace: str, handler: "Heard") -> None:
+        """Call this for an event; it acknowledges by itself, now or later."""
+        self._heard[namespace, event] = handler
+
+    def connect(self, *arguments: Any, **options: Any) -> None:
+        """Connect; what was to be said on the last connection is not said on this one."""
+        with self._acknowledging:
+            self._connection += 1
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    self.eio.queue.get_nowait()
+        super().connect(*arguments, **options)
+
+    def _handle_event(self, namespace: str | None, id: int | None, data: list[Any]) -> None:
+        handler = self._heard.get((namespace or "/", data[0]))
+        if handler is None:
+            super()._handle_event(namespace, id, data)
+            return
+        handler(data[1:], _nothing if id is None else partial(self._acknowledge, self._connection, namespace, id))
+
+    def _acknowledge(self, connection: int, namespace: str | None, id: int) -> None:
+        with self._acknowledging:
+            if connection == self._connection:
+                self._send_packet(self.packet_class(socketio.packet.ACK, namespace=namespace, id=id, data=[]))
 
     def _engineio_client_class(self) -> Callable[..., engineio.Client]:
         return lambda **options: _EngineClient(self._note_rubbish, **options)

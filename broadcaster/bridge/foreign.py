@@ -5,12 +5,13 @@
 | ``foreign-…`` | stays connected; puts each payload into the buffer; says how the feed does |
 | ``accept-…`` | reads payloads, accepts them by group commit, announces what was stored to the forwarder of this process |
 
-Guarantees: what is counted as accepted is in the inbox by majority write; what is no event goes to ``failures`` as ``malformed``, with the
+Guarantees: what is counted as accepted is in the inbox by majority write; a server that asks for an acknowledgement gets it then, and not
+before, and none for what is given up; what is no event goes to ``failures`` as ``malformed``, with the
 payload; memory is bounded, and what is given up for that is counted and said. MongoDB away or the inbox full: payloads wait in the
 buffer. Two bridges on one feed accept each event twice, and it is processed once.
 
-Not guaranteed: that every event of the server arrives. It waits for no acknowledgement of ours: what it emits while nobody is
-connected, or while the buffer is full, is lost. Two bridges on one feed make that rarer.
+Not guaranteed: that every event of the server arrives. What it emits while nobody is connected, or while the buffer is full, is lost,
+unless it waits for acknowledgements and emits again. Two bridges on one feed make that rarer.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from pymongo.database import Database
@@ -38,7 +39,7 @@ from app.stores.inbox import Inbox
 from app.stores.mongo import Document
 from app.stores.submission import Submission, prepare
 from broadcaster.bridge.buffer import Buffer
-from broadcaster.bridge.client import OrderedClient
+from broadcaster.bridge.client import Acknowledge, OrderedClient
 from broadcaster.bridge.intake import Announcement
 from broadcaster.bridge.malformed import MalformedStore
 from broadcaster.bridge.outage import Outage
@@ -92,7 +93,7 @@ class ForeignFeed:
         self._lost = threading.Event()
         self._full_said_at = float("-inf")
         self._client = OrderedClient(timeout_s=_CONNECT_TIMEOUT_S)
-        self._client.on(source.event, self._on_payload, namespace=source.namespace)
+        self._client.hear(source.event, source.namespace, self._on_payload)
         self._client.on("disconnect", self._on_disconnect, namespace=source.namespace)
 
     @property
@@ -166,9 +167,10 @@ class ForeignFeed:
     def _on_disconnect(self, *_reason: object) -> None:
         self._lost.set()
 
-    def _on_payload(self, *arguments: Any) -> None:
-        payload = arguments[0] if len(arguments) == 1 else list(arguments)
-        if not self._buffer.put(payload, self._client.message_bytes) and time.monotonic() - self._full_said_at > _SAY_EVERY_S:
+    def _on_payload(self, arguments: list[Any], acknowledge: Acknowledge) -> None:
+        payload = arguments[0] if len(arguments) == 1 else arguments
+        received = Received(payload, acknowledge)
+        if not self._buffer.put(received, self._client.message_bytes) and time.monotonic() - self._full_said_at > _SAY_EVERY_S:
             self._full_said_at = time.monotonic()
             log.error("feed.full", feed=self.source.name, waiting=len(self._buffer), unaccepted=self._buffer.refused)
 
@@ -195,10 +197,10 @@ class ForeignFeed:
         watch = asyncio.create_task(InboxWatch(self._db, ingress, self._settings).run())
         leaving = Leaving(stop)
         while not leaving.now(waiting=len(self._buffer)):
-            payloads = await asyncio.to_thread(self._buffer.first, self._settings.max_batch_events, 0.25)
-            if payloads:
-                left = await self._settle(ingress, payloads, leaving)
-                self._buffer.drop(len(payloads))
+            received = await asyncio.to_thread(self._buffer.first, self._settings.max_batch_events, 0.25)
+            if received:
+                left = await self._settle(ingress, received, leaving)
+                self._buffer.drop(len(received))
                 self.given_up += left
         if self.given_up + len(self._buffer):
             self.given_up += len(self._buffer)
@@ -206,22 +208,27 @@ class ForeignFeed:
         watch.cancel()
         await asyncio.wait([watch])
 
-    async def _settle(self, ingress: Ingress, payloads: list[Any], leaving: "Leaving") -> int:
+    async def _settle(self, ingress: Ingress, received: list["Received"], leaving: "Leaving") -> int:
         """Store payloads, as events or as malformed, for as long as it takes. Returns how many were left when it was time to go."""
-        waiting: list[tuple[Any, Submission]] = []
-        for payload in payloads:
+        waiting: list[tuple[Received, Submission]] = []
+        no_events: list[Received] = []
+        for one in received:
             try:
-                waiting.append((payload, self._read(payload)))
+                waiting.append((one, self._read(one.payload)))
             except InvalidEvent as error:
-                self._malformed.note(payload, error)
+                self._malformed.note(one.payload, error)
+                no_events.append(one)
         outage = Outage(f"inbox, for feed {self.source.name}")
         pause_s = _FIRST_PAUSE_S
         while True:
-            waiting, reason = await self._submit(ingress, waiting)
+            waiting, reason = await self._submit(ingress, waiting, no_events)
             try:
                 await asyncio.to_thread(self._malformed.flush)
             except TransientError as away:
                 reason = away
+            else:
+                while no_events:
+                    no_events.pop().acknowledge()  # sent again, it would be no event again
             if reason is None:
                 outage.over()
                 return 0
@@ -232,22 +239,24 @@ class ForeignFeed:
             pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
 
     async def _submit(
-        self, ingress: Ingress, waiting: list[tuple[Any, Submission]]
-    ) -> tuple[list[tuple[Any, Submission]], DedupError | None]:
-        """Submit payloads together. Returns those that are to be tried again, and why."""
+        self, ingress: Ingress, waiting: list[tuple["Received", Submission]], no_events: list["Received"]
+    ) -> tuple[list[tuple["Received", Submission]], DedupError | None]:
+        """Submit payloads together. Returns those that are to be tried again, and why; adds to those that are no events."""
         answers = await asyncio.gather(*(ingress.submit(one, door="feed") for _, one in waiting), return_exceptions=True)
-        left: list[tuple[Any, Submission]] = []
+        left: list[tuple[Received, Submission]] = []
         reason: DedupError | None = None
-        for (payload, submission), answer in zip(waiting, answers, strict=True):
+        for (one, submission), answer in zip(waiting, answers, strict=True):
             if isinstance(answer, TransientError):
-                left.append((payload, submission))
+                left.append((one, submission))
                 reason = answer
             elif isinstance(answer, DedupError):
-                self._malformed.note(payload, answer)
+                self._malformed.note(one.payload, answer)
+                no_events.append(one)
             elif isinstance(answer, BaseException):
                 raise answer
             else:
                 self.accepted += 1
+                one.acknowledge()
         return left, reason
 
     def _read(self, payload: Any) -> Submission:
@@ -256,6 +265,13 @@ class ForeignFeed:
 
     def _stored(self, batches: list[Stored]) -> None:
         self._announce([announcement(b.batch, [(e.key, e.digest, e.type) for e in b.events], b.accepted_at) for b in batches])
+
+
+class Received(NamedTuple):
+    """A payload, and how to say that it is taken."""
+
+    payload: Any
+    acknowledge: Acknowledge
 
 
 class Leaving:

@@ -60,6 +60,11 @@ class Foreign:
         order = {"event": event, "namespace": namespace, "payloads": list(payloads)} | more
         httpx.post(f"{self.url}/emit", json=order, timeout=20).raise_for_status()
 
+    def ask(self, payload: Any, *, patience_s: float = 10) -> bool:
+        order = {"event": "departure", "payload": payload, "patience_s": patience_s}
+        answered: bool = httpx.post(f"{self.url}/ask", json=order, timeout=60).raise_for_status().json()
+        return answered
+
     def raw(self, text: str) -> None:
         httpx.post(f"{self.url}/raw", content=text.encode()).raise_for_status()
 
@@ -231,6 +236,68 @@ def test_g7_what_mongodb_cannot_take_waits_and_what_finds_no_room_is_counted(pri
         assert found.accepted + found.malformed + found.unaccepted == found.received == 14
         assert found.unaccepted >= 13 - 5 - 1
         assert len(accepted(place)) == found.accepted
+
+
+@pytest.mark.fault
+def test_g1_a_server_that_waits_for_acknowledgements_gets_them_when_its_events_are_accepted(private_servers, private_settings, spawn):
+    """G1: acknowledged means in the inbox by majority, at this door, too; no event gets one as well, for sent again it would be none again."""
+    foreign = Foreign(spawn)
+    with place_of(private_settings) as place:
+        hasty = replace(private_settings, mongo_timeout_ms=500)
+        hasty_db = mongo.connect(hasty, role="feed")
+        here = InProcess(hasty, hasty_db, foreign.url)
+        here.start()
+        foreign.await_clients(1)
+        assert foreign.ask({"n": 1})
+        assert list(accepted(place)) == ["id~airport~1"]
+        assert foreign.ask({"no": "n"})
+        assert place.db.failures.count_documents({"state": "malformed"}) == 1
+
+        node = private_servers.mongo.nodes[0]
+        node.pause()
+        assert not foreign.ask({"n": 2}, patience_s=2)
+        node.resume()
+        assert eventually(lambda: foreign.ask({"n": 2}), 20), "it asks again"
+        eventually(lambda: list(accepted(place)) == ["id~airport~1", "id~airport~2"], 10)
+        here.end()
+        hasty_db.client.close()
+
+
+def test_an_acknowledgement_is_for_its_own_connection_alone():
+    """G1: the same number means another event on the next connection."""
+    asked: list[Callable[[], None]] = []
+    answers: list[str] = []
+
+    def serve_one(connection: ServerConnection) -> None:
+        connection.send('0{"sid":"s","upgrades":[],"pingInterval":25000,"pingTimeout":20000}')
+        connection.recv()
+        connection.send('40{"sid":"t"}')
+        connection.send('427["departure",1]')
+        try:
+            for message in connection:
+                answers.append(str(message))
+                if message == "end":
+                    return
+        except ConnectionClosed:
+            pass
+
+    with serve(serve_one, "127.0.0.1", 0) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        client = OrderedClient(timeout_s=5)
+        client.hear("departure", "/", lambda _arguments, acknowledge: asked.append(acknowledge))
+        for number in (1, 2):
+            client.connect(f"http://127.0.0.1:{server.socket.getsockname()[1]}", transports=["websocket"])
+            eventually(lambda number=number: len(asked) == number, 10)  # type: ignore[misc]
+            if number == 1:
+                client.disconnect()
+        asked[0]()
+        asked[1]()
+        eventually(lambda: "437[]" in answers, 10)
+        client.disconnect()
+        server.shutdown()
+        thread.join(10)
+    assert answers.count("437[]") == 1
 
 
 def test_g7_malformed_payloads_are_kept_up_to_a_number(place):

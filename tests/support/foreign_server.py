@@ -1,6 +1,7 @@
 """A foreign Socket.IO server for tests, as a process: ``python -m tests.support.foreign_server PORT [TOKEN]``.
 
 ``POST /emit`` with ``{"event", "namespace"?, "payloads": […]}`` emits each payload (a list with ``"several": true`` as several arguments);
+``POST /ask`` with ``{"event", "payload", "patience_s"}`` emits it to one client and says whether that acknowledged it in time;
 ``POST /raw`` sends a text to every client as it is; ``GET /clients`` counts them.
 """
 
@@ -8,6 +9,7 @@ import sys
 from typing import Any
 
 import socketio
+import socketio.exceptions
 import uvicorn
 from fastapi import FastAPI, Request
 
@@ -31,6 +33,17 @@ async def emit(request: Request) -> dict[str, bool]:
         data = tuple(payload) if order.get("several") else {"blob": b"\x00\xff"} if payload == "binary" else payload
         await sockets.emit(order["event"], data, namespace=order.get("namespace", "/"))
     return {"ok": True}
+
+
+@api.post("/ask")
+async def ask(request: Request) -> bool:
+    order = await request.json()
+    sid = next(sid for sid, _ in sockets.manager.get_participants("/", None))
+    try:
+        await sockets.call(order["event"], order["payload"], to=sid, timeout=order["patience_s"])
+    except socketio.exceptions.TimeoutError:
+        return False
+    return True
 
 
 @api.post("/raw")
