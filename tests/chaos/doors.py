@@ -5,7 +5,7 @@
 | HTTP, ``Publisher``, webhook | 202 |
 | Socket.IO | the acknowledgement names keys |
 | ``accept()`` in the producer's own transaction | the commit succeeded; one whose result stays unknown is settled by the producer's own document at the end |
-| foreign feed | never: a foreign server is told nothing. What arrives must be processed once |
+| foreign feed | the server asked for an acknowledgement, and got it; what it emits without asking must be processed once where it arrives |
 
 Every producer now and then sends again what another door has taken: it must be the same event. All of them wait while the inbox holds more
 than ``CROWDED`` batches: a run is about faults, and must end on a slow machine, too.
@@ -182,14 +182,14 @@ class Doors:
     def _hook(self, chance: random.Random) -> None:
         with httpx.Client(timeout=15) as http:
             while self._go_on(0.05):
-                part = self._sending(self._told(chance, 1) if chance.random() < 0.2 else [self.event(chance)])
-                if part:
-                    body, headers = signed(part[0])
-                    self._judge(
-                        "hook",
-                        part,
-                        lambda body=body, headers=headers: http.post(f"{self._url(chance)}/hooks/chaos", content=body, headers=headers),  # type: ignore[misc]
-                    )
+                told = [event for event in self._told(chance, 1) if event["source"] == SOURCE] if chance.random() < 0.2 else []
+                part = self._sending(told or [self.event(chance)])
+                body, headers = signed(part[0])
+                self._judge(
+                    "hook",
+                    part,
+                    lambda body=body, headers=headers: http.post(f"{self._url(chance)}/hooks/chaos", content=body, headers=headers),  # type: ignore[misc]
+                )
 
     def _judge(self, door: str, part: list[Event], send: Callable[[], httpx.Response]) -> None:
         try:
@@ -299,12 +299,22 @@ class Doors:
             while self._go_on(0.3):
                 try:
                     self.emit(http, [self.event(chance) for _ in range(chance.choice([1, 1, 5, 40]))])
+                    self._ask(http, self.event(chance) | {"source": FEED_SOURCE})
                 except httpx.TransportError:
                     self.refused["feed: its server is away"] += 1
 
+    def _ask(self, http: httpx.Client, event: Event) -> None:
+        order = {"event": "happened", "payload": payload_of(event), "patience_s": 5}
+        self._sending([event])
+        answer = http.post(f"{self.feed_url}/ask", json=order)
+        if answer.status_code == 200 and answer.json():
+            self._promised("feed", [event], [key_of(event)])
+        else:
+            self.refused["feed: not acknowledged"] += 1
+
     def emit(self, http: httpx.Client, part: list[Event]) -> list[str]:
         """Let the foreign server emit events to whoever is connected; their keys."""
-        payloads = [{name: event[name] for name in ("type", "id", "data")} for event in part]
+        payloads = [payload_of(event) for event in part]
         keys = [key_of(event | {"source": FEED_SOURCE}) for event in part]
         self.tried.update(keys)
         http.post(f"{self.feed_url}/emit", json={"event": "happened", "payloads": payloads}).raise_for_status()
@@ -316,8 +326,13 @@ def key_of(event: Event) -> str:
     return f"id~{event['source']}~{event['id']}"
 
 
+def payload_of(event: Event) -> dict[str, Any]:
+    """An event as webhooks and the foreign server have it."""
+    return {name: event[name] for name in ("type", "id", "data")}
+
+
 def signed(event: Event) -> tuple[bytes, dict[str, str]]:
     """The body and the headers of a webhook's request."""
-    body = json.dumps({name: event[name] for name in ("type", "id", "data")}).encode()
+    body = json.dumps(payload_of(event)).encode()
     mac = hmac.new(HOOK_SECRET.encode(), body, hashlib.sha256).hexdigest()
     return body, {"Content-Type": "application/json", "X-Hub-Signature-256": f"sha256={mac}"}

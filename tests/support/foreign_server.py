@@ -38,7 +38,9 @@ async def emit(request: Request) -> dict[str, bool]:
 @api.post("/ask")
 async def ask(request: Request) -> bool:
     order = await request.json()
-    sid = next(sid for sid, _ in sockets.manager.get_participants("/", None))
+    sid = next((sid for sid, _ in sockets.manager.get_participants("/", None)), None)
+    if sid is None:
+        return False
     try:
         await sockets.call(order["event"], order["payload"], to=sid, timeout=order["patience_s"])
     except socketio.exceptions.TimeoutError:
