@@ -6,7 +6,10 @@ search box: ``state:SKIPPED``, ``worker:listener-1``, ``result:won``, or any par
 
 import sys
 
+from app import telemetry
 from celeryconfig import settings
+
+telemetry.configure("flower")
 
 if not (settings.loopback or settings.flower_auth):
     sys.exit("dedup: Flower outside loopback needs a password: set DEDUP_FLOWER_AUTH=user:password")

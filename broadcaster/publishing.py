@@ -83,5 +83,5 @@ class Publishing:
         return self._parser.values(arguments[0] if isinstance(arguments[0], list) else [arguments[0]])
 
     def _refusal(self, client: str, words: dict[str, Any]) -> dict[str, Any]:
-        self._refusals.note("publish", str(words["status"]), client=client, detail=words["detail"])
+        self._refusals.note("publish", str(words["status"]), client=client)  # what the client is told may quote its event
         return {"error": words}

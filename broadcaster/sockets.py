@@ -22,6 +22,7 @@ import engineio
 import socketio
 from engineio import packet as engine_packet
 
+from app.telemetry import name_of
 from broadcaster.limits import UNKNOWN, client_of
 
 MAX_QUEUED_BYTES = 4 * 1024 * 1024
@@ -224,7 +225,7 @@ class SocketServer(socketio.AsyncServer):  # type: ignore[misc]  # untyped libra
             await super()._handle_eio_message(eio_sid, data)
             self._check_attachments(eio_sid)
         except Exception as error:  # noqa: BLE001 - the edge to clients: the library raises whatever a packet makes it stumble over
-            await self._cut(eio_sid, f"{type(error).__name__}: {error}")
+            await self._cut(eio_sid, name_of(error))
 
     def _note_length(self, eio_sid: str, data: str | bytes) -> None:
         """An event with attachments is held until all of them are here: together they are no longer than one packet may be."""

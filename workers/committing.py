@@ -196,7 +196,7 @@ def _judged(run: Run, work: Work, error: PyMongoError, give_up_at: float) -> boo
     elif not answers(run.runtime.db):
         raise StoreUnavailable(f"MongoDB did not answer while committing: {first_line(error)}") from error
     elif time.monotonic() > give_up_at and not work.began:
-        run.log.info("event.locked", key=work.entry.key, reason=first_line(error))  # by somebody's open transaction: no attempt
+        run.log.info("event.locked", key=work.entry.key, reason=_named(error))  # by somebody's open transaction: no attempt
         run.release([work.entry.key])
     elif time.monotonic() > give_up_at:
         limit = f"its transaction did not end within {work.policy.max_handler_s:g} s"
@@ -220,6 +220,16 @@ def error_code(error: PyMongoError) -> int | None:
     return write_errors[0].get("code") or getattr(error, "code", None)
 
 
+def _named(error: PyMongoError) -> str:
+    """An error for the log: its type and the server's name for it, without its text, which may quote what a handler wrote."""
+    code = error_code(error)
+    return type(error).__name__ + (f" {code}" if code else "") + (f" {name}" if (name := _code_name(error)) else "")
+
+
+def _code_name(error: PyMongoError) -> str:
+    return str((getattr(error, "details", None) or {}).get("codeName", ""))
+
+
 def _went_together(run: Run, works: Sequence[Work], sessions: Sessions) -> bool:
     """Commit a slice in one transaction, waiting for others that hold its documents; False when it must go one by one."""
     give_up_at = time.monotonic() + min(work.policy.max_handler_s for work in works)
@@ -232,7 +242,7 @@ def _went_together(run: Run, works: Sequence[Work], sessions: Sessions) -> bool:
             if not answers(run.runtime.db):
                 raise StoreUnavailable(f"MongoDB did not answer while committing: {first_line(error)}") from error
             if not error.has_error_label("TransientTransactionError") or time.monotonic() > give_up_at:
-                run.log.info("batch.one_by_one", events=len(works), tries=tries, reason=first_line(error))
+                run.log.info("batch.one_by_one", events=len(works), tries=tries, reason=_named(error))
                 return False
             time.sleep(random.uniform(0.001, LONGEST_PAUSE_S * min(1.0, tries / 5)))
         except (HandlerRaised, ClaimLost, KeyTaken, CommitLost) as error:

@@ -29,22 +29,23 @@ def record_failure(run: Run, work: Work, error: BaseException) -> None:
     """
     policy = work.policy
     if isinstance(error, RetryLater):
-        _record(run, work, Problem(str(error)), delay_ms=max(0, int(error.seconds * 1000)), counts=False)
+        _record(run, work, Problem(str(error)), delay_ms=max(0, int(error.seconds * 1000)), counts=False, told=type(error).__name__)
         return
     attempts = work.attempts + 1
     problem = Problem(f"{type(error).__name__}: {error}"[:500], _described(error))
     dead = isinstance(error, PermanentFailure) or attempts >= policy.max_attempts
     delay_ms = None if dead else backoff_ms(attempts, policy.backoff_ms, policy.backoff_max_ms)
-    _record(run, work, problem, delay_ms=delay_ms)
+    _record(run, work, problem, delay_ms=delay_ms, told=type(error).__name__)
 
 
 def record_deadly(run: Run, work: Work) -> None:
     """Store as dead an event whose solo runs never ended: it kills or hangs its process."""
     problem = Problem("it kills or hangs its process: its solo runs began and never ended")
-    _record(run, work, problem, delay_ms=None, counts=False)
+    _record(run, work, problem, delay_ms=None, counts=False, told=problem.reason)
 
 
-def _record(run: Run, work: Work, problem: Problem, *, delay_ms: int | None, counts: bool = True) -> None:
+def _record(run: Run, work: Work, problem: Problem, *, delay_ms: int | None, counts: bool = True, told: str) -> None:
+    """Store it; the log is told no more than ``told``, since what an error says may quote the payload."""
     entry = work.entry
     written = run.runtime.failures.record_attempt(
         entry, run.origin(work.token), problem, delay_ms=delay_ms, ended_start=work.started, counts=counts
@@ -58,7 +59,7 @@ def _record(run: Run, work: Work, problem: Problem, *, delay_ms: int | None, cou
             key=entry.key,
             token=work.token,
             attempt=work.attempts + counts,
-            reason=problem.reason,
+            reason=told,
             delay_ms=delay_ms,
         )
     run.release([entry.key])

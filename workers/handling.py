@@ -91,8 +91,17 @@ def _judging(run: Run, work: Work) -> Iterator[None]:
             if error.has_error_label("TransientTransactionError"):
                 raise
             raise HandlerRaised(error) from error
+        except SystemExit as error:
+            if run.runtime.ending() or _by_signal(error):
+                raise
+            raise HandlerRaised(error) from error  # the handler's own: an error like any other, and not the end of this process
         except Exception as error:
             raise HandlerRaised(error) from error
+
+
+def _by_signal(error: SystemExit) -> bool:
+    """Whether the pool ends this process: billiard exits with the negated signal then."""
+    return isinstance(error.code, int) and error.code < 0
 
 
 def _context(run: Run, work: Work, db: Any) -> Context:

@@ -1,4 +1,4 @@
-"""What makes a Celery worker a listener: its queue from its node name, its heartbeat, its handlers checked at start.
+"""What makes a Celery worker a listener: its queue from its node name, its heartbeat, its handlers checked at start, its logs.
 
 ``celery -A app worker -n listener-1@%h`` consumes ``events.listener-1`` and ``events.recovery``. A thread of the worker's main
 process says every two seconds that it lives and what it has received; a busy pool does not silence it.
@@ -12,6 +12,8 @@ import time
 from multiprocessing import current_process
 from typing import Any
 
+import billiard.util
+import celery.apps.worker
 import msgspec
 import structlog
 from celery.signals import (
@@ -103,6 +105,7 @@ class Heart(threading.Thread):
                     log.warning("listener.waiting", listener=self._beat.listener, error=str(error))
                 waiting = True
             self._stopping.wait(self._settings.heartbeat_ms / 1000)
+        log.info("listener.stopping", listener=self._beat.listener)
 
     def _once(self) -> None:
         if time.monotonic() - self._remembered_at > 10 or self._presence is None:
@@ -135,6 +138,7 @@ def prepare(sender: str, instance: Any, conf: Any, options: Any, **_: Any) -> No
     """Before the worker is built: take the queue from the node name, load handlers and policies, check what must hold."""
     try:
         name = listener_of(sender)
+        _configure_logs(name, instance, options)
         current = settings()
         Policies.load(current.policies, current)
         load_handlers(current.handlers)
@@ -203,7 +207,16 @@ def tell_the_last(**_: Any) -> None:
     end_current()
 
 
+def _configure_logs(name: str, worker: Any, options: Any) -> None:
+    """All lines in one form, from the first one on. Where that is JSON, Celery's banner and farewell, which are no lines, are left out."""
+    telemetry.configure("listener", listener=name)
+    if not sys.stderr.isatty():
+        worker.quiet = True
+        celery.apps.worker.safe_say = lambda *_: None  # type: ignore[attr-defined]  # the stubs leave it out
+        log.info("listener.starting", celery=celery.__version__, concurrency=options.get("concurrency") or settings().concurrency)
+
+
 @setup_logging.connect
-def configure_logging(**_: Any) -> None:
-    """Celery's lines and ours in one form."""
-    telemetry.configure("listener")
+def keep_logging(**_: Any) -> None:
+    """Celery is not to set up logs of its own; the pool's lines, which it keeps apart, go the way of all others."""
+    billiard.util.get_logger().propagate = True

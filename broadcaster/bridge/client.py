@@ -24,6 +24,8 @@ import structlog
 from websocket import WebSocket, WebSocketPayloadException
 from websocket._abnf import continuous_frame, frame_buffer
 
+from app.telemetry import name_of
+
 log: Any = structlog.get_logger()
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
@@ -102,7 +104,7 @@ class OrderedClient(socketio.Client):  # type: ignore[misc]  # untyped library
 
     def _note_rubbish(self, error: Exception) -> None:
         if self.rubbish % _LOGGED_EVERY == 0:
-            log.warning("bridge.rubbish", server=self.connection_url, error=repr(error)[:200], before=self.rubbish)
+            log.warning("bridge.rubbish", server=self.connection_url, error=name_of(error), before=self.rubbish)
         self.rubbish += 1
         self._binary_packet = None
 

@@ -414,6 +414,23 @@ class TestHandlers:
         assert plant.failure("bad")["attempts"] == 1
         assert plant.effects() == ({f"k{i}": 1 for i in range(20)} if beside else {})
 
+    def test_a_handler_that_exits_has_failed_and_ends_nothing(self, plant):
+        runtime = plant.listener("listener-1", always(SystemExit("done with it")))
+
+        assert process(runtime, plant.accept(entry("a"), entry("b"))).failed == 2
+
+        assert plant.failures() == {("a", "d1"): "retrying", ("b", "d1"): "retrying"}
+        assert plant.failure("a")["error"]["type"] == "SystemExit"
+        assert plant.effects() == {}
+
+    def test_an_exit_that_the_pool_asks_for_is_no_attempt(self, plant):
+        runtime = plant.listener("listener-1", always(SystemExit(-241)))  # as billiard's, on SIGTERM
+
+        with pytest.raises(SystemExit):
+            process(runtime, plant.accept(entry("a")))
+
+        assert plant.failures() == {}
+
     def test_an_async_handler_that_raises_is_rolled_back_alone(self, plant):
         async def function(event, context):
             await context.db["effects"].insert_one({"_id": event.key, "n": 1})
