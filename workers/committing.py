@@ -267,7 +267,7 @@ def _won(run: Run, works: Sequence[Work]) -> None:
         return
     run.confirm(work.pair for work in works)
     run.tally.win([work.entry.key for work in works])
-    run.runtime.measures.committed(run.delivery, len(works))
+    run.runtime.measures.committed(run.delivery, sum(not work.generation for work in works))  # how long others took tells nothing
     failed_before = [work.pair for work in works if work.failure is not None]
     for work in works:
         work.started = False
@@ -275,4 +275,4 @@ def _won(run: Run, works: Sequence[Work]) -> None:
     run.complete(work.entry.key for work in works)
     if failed_before:
         with contextlib.suppress(TransientError):  # the sweeper removes what the ledger refutes
-            run.runtime.failures.remove(failed_before, {work.entry.key: work.generation for work in works})
+            run.runtime.failures.remove(failed_before, {w.entry.key: max(w.generation, w.failure.generation) for w in works if w.failure})

@@ -69,6 +69,8 @@ def ledger_document(run: Run, work: Work) -> Document:
             document["forwarded_at"] = _EPOCH + timedelta(milliseconds=run.delivery.seq // 1000)
     if work.previous_owner:
         document["previous_owner"] = work.previous_owner
+    if story is not None and story.generation and not work.generation:  # its retention has removed the reopened document
+        document["generation"] = story.generation
     if story is not None and (story.attempts or not story.generation):
         document["failed"] = _failed(run, work, story)
     return document

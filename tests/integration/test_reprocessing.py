@@ -188,6 +188,17 @@ def test_other_content_is_in_conflict_meanwhile_and_what_was_decided_stays_decid
     assert (ledger(plant)["digest"], ledger(plant)["rejected"]) == ("d1", ["d2"])
 
 
+def test_the_end_of_its_retention_meanwhile_leaves_nothing_behind(plant):
+    runtime = plant.listener("listener-1", count_effect)
+    process(runtime, plant.accept(entry(K)))
+    reopen(plant)
+    plant.db["events"].delete_one({"_id": K})  # as the index does that ends retention
+    refute_mark(plant)
+    assert process(runtime, plant.retry(entry(K))).won == 1
+    assert (plant.failures(), plant.effects()) == ({}, {K: 2})
+    assert ledger(plant)["generation"] == 1, "so that a sweeper removes what the listener could not"
+
+
 # ------------------------------------------------------------------------------------------------------- failing, deciding
 
 
