@@ -5,7 +5,6 @@ their type is then ``bench.flight``, because the audit takes one departure under
 """
 
 import hashlib
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -31,7 +30,7 @@ class Load:
         type: of all events.
         per_request: events of a request.
         scattered: ids are hashes, in no order, instead of growing numbers; the ledger's index is then met at random places.
-        payload_bytes: length of an event as JSON, reached by random text in place of the departure; 0 leaves the departure (about 0.45 KiB).
+        payload_bytes: length of an event as JSON, reached by a text of other departures in place of its own; 0 leaves the departure (about 0.45 KiB).
         times: so often is every event sent; the repetitions follow after 20 requests.
     """
 
@@ -56,7 +55,7 @@ def events(load: Load) -> Iterator[dict[str, Any]]:
         if load.payload_bytes:
             event["data"] = {"text": ""}
             missing = load.payload_bytes - len(msgspec.json.encode(event))
-            event["data"] = {"text": _random_text(number, missing)}
+            event["data"] = {"text": _text(number, missing)}
         yield event
 
 
@@ -83,14 +82,21 @@ def id_of(load: Load, number: int) -> str:
     return hashlib.blake2b(plain.encode(), digest_size=12).hexdigest() if load.scattered else plain
 
 
-def _random_text(number: int, length: int) -> str:
+def _text(number: int, length: int) -> str:
     at = number * 7_919 % _POOL_LENGTH
     return (_pool() * 2)[at : at + length]
 
 
 @cache
 def _pool() -> str:
-    return random.Random(1).randbytes(_POOL_LENGTH // 2).hex()
+    lines: list[str] = []
+    length = 0
+    for row in flights(_POOL_LENGTH // 50):
+        lines.append(",".join(str(value) for value in row["data"].values()) + " ")
+        length += len(lines[-1])
+        if length >= _POOL_LENGTH:
+            break
+    return "".join(lines)[:_POOL_LENGTH]
 
 
 def _departures(start: int, count: int) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Throughput with events of 0.3, 8, 64 and 256 KiB; their data is random text, which compresses little."""
+"""Throughput with events of 0.3, 8, 64 and 256 KiB; their data is a text of departures, so it compresses as real data do."""
 
 from bench.load import SYNTHETIC, Load
 from bench.measures import Chart, Options, Result, Row, Target, medians, with_spread
@@ -38,7 +38,7 @@ def run(options: Options) -> Result:
     return Result(
         name="payload",
         title="Payload: larger events",
-        about="Three listeners, no handler; requests of at most 500 events and 4 MiB. An event's size is that of its JSON; its data is random text.",
+        about="Three listeners, no handler; requests of at most 500 events and 4 MiB. An event's size is that of its JSON; its data is one text, of departures.",
         columns={
             "kib": "KiB",
             "events": "events",
