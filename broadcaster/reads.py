@@ -75,12 +75,16 @@ class Reads:
         return Json({"status": "live"})
 
     async def ready(self) -> Response:
-        """Whether events are accepted, and if not, why."""
-        mongo, redis = await asyncio.gather(self._report.mongo.get(wait_s=HEALTH_WAIT_S), self._report.redis.get(wait_s=HEALTH_WAIT_S))
+        """Whether events are accepted, and if not, why; and when the sweeper last succeeded, which tells whether they will be processed."""
+        report = self._report
+        mongo, redis, sweeper = await asyncio.gather(
+            report.mongo.get(wait_s=HEALTH_WAIT_S), report.redis.get(wait_s=HEALTH_WAIT_S), report.sweeper.get(wait_s=HEALTH_WAIT_S)
+        )
         reasons = [] if mongo.value else [f"MongoDB: {mongo.error or 'no primary answers'}"]
         try:
             self._ingress.check_open()
         except TransientError as error:
             reasons.append(str(error))
         answer: dict[str, Any] = {"ready": not reasons, "reasons": reasons, "mongo": state_of(mongo), "redis": state_of(redis)}
+        answer["sweeper"] = {"error": sweeper.error} if sweeper.value is None else sweeper.value
         return Json(answer, 503, {"Retry-After": str(TransientError.retry_after_s)}) if reasons else Json(answer)

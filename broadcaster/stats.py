@@ -75,6 +75,7 @@ class Report:
         self._names: list[str] = []
         self.mongo: Look[bool] = Look(lambda: answers(db), fresh_s=0.5)
         self.redis: Look[bool] = Look(self._ping, fresh_s=0.5)
+        self.sweeper: Look[dict[str, Any]] = Look(self._swept, fresh_s=0.5)
         self._feeds: Look[list[dict[str, Any]]] = Look(self._foreign, fresh_s=0.5)
         self._alive: Look[list[Listener]] = Look(self._listeners, fresh_s=0.5)
         self._stored: Look[dict[str, Any]] = Look(self._counts, fresh_s=0.5)
@@ -119,9 +120,16 @@ class Report:
         return {"ledger": {"events": events}, "failures": failures.counts()}
 
     def _listeners(self) -> list[Listener]:
+        return self._heard().listeners(within_ms=self._settings.listener_grace_s * 1000)
+
+    def _swept(self) -> dict[str, Any]:
+        before_ms = self._heard().swept_before_ms()
+        return {"last_success_s": None if before_ms is None else round(before_ms / 1000, 1)}
+
+    def _heard(self) -> Presence:
         if self._presence is None:
             self._presence = Presence(self._claims, deployment_id(self._db))
-        return self._presence.listeners(within_ms=self._settings.listener_grace_s * 1000)
+        return self._presence
 
     def _ping(self) -> bool:
         with claims.translated():

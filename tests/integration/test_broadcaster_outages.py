@@ -15,10 +15,12 @@ import httpx
 import pytest
 from pymongo import MongoClient
 
+from app.claims.store import connect as connect_redis
 from app.embedded.servers import EmbeddedServers
 from app.overview import overview
+from app.presence import Presence
 from app.settings import Settings
-from app.stores import mongo
+from app.stores import meta, mongo
 from tests.support.broadcasters import broadcaster_process
 from tests.support.servers import fresh_settings
 from tests.support.waiting import eventually
@@ -54,6 +56,11 @@ def test_it_starts_without_mongodb_and_recovers_by_itself(private_servers: Embed
         private_servers.mongo.start()
         eventually(lambda: http.post("/events", json=event("late")).status_code == 202, 15)
 
+        assert http.get("/health/ready").json()["sweeper"] == {"last_success_s": None}
+        db = mongo.connect(settings, role="test")
+        with closing(connect_redis(settings)) as redis, closing(db.client):
+            Presence(redis, meta.deployment_id(db)).note_sweep()
+        eventually(lambda: http.get("/health/ready").json()["sweeper"]["last_success_s"] is not None)
         private_servers.valkey.kill()
         assert http.post("/events", json=event("without redis")).status_code == 202
         ready = eventually(lambda: not (seen := http.get("/health/ready")).json()["redis"]["ok"] and seen)
