@@ -196,7 +196,9 @@ def _judged(run: Run, work: Work, error: PyMongoError, give_up_at: float) -> boo
     elif not answers(run.runtime.db):
         raise StoreUnavailable(f"MongoDB did not answer while committing: {first_line(error)}") from error
     elif time.monotonic() > give_up_at and not work.began:
-        run.log.info("event.locked", key=work.entry.key, reason=_named(error))  # by somebody's open transaction: no attempt
+        run.log.info(
+            "event.locked", key=work.entry.key, token=work.token, reason=_named(error)
+        )  # by somebody's open transaction: no attempt
         run.release([work.entry.key])
     elif time.monotonic() > give_up_at:
         limit = f"its transaction did not end within {work.policy.max_handler_s:g} s"

@@ -168,7 +168,7 @@ def start_was_interrupted(run: Run, work: Work) -> None:
     try:
         note_ended_starts(run.runtime)
     except TransientError as error:
-        run.log.warning("event.start_not_ended", key=work.entry.key, error=str(error))
+        run.log.warning("event.start_not_ended", key=work.entry.key, token=work.token, error=str(error))
 
 
 def backoff_ms(attempts: int, base_ms: int, max_ms: int) -> int:
