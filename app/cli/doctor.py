@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli.edge import console, plain, put, put_json
+from app.cli.edge import hanging, plain, put, put_json, text_width
 from app.settings import load_settings
 
 _MARKS = {"ok": "ok", "warning": "WARNING", "problem": "PROBLEM"}
@@ -26,12 +26,13 @@ def doctor(
     if as_json:
         put_json({"ok": not findings.problems, "problems": findings.problems, "findings": [asdict(finding) for finding in findings]})
     else:
-        out = console()
+        width = text_width()
         for finding in findings:
             if not (brief and finding.severity == "ok"):
-                out.print(f"{_MARKS[finding.severity]:<8} {plain(finding.check)}: {plain(finding.seen)}", markup=False)
+                lines = [*hanging(f"{_MARKS[finding.severity]:<8} ", f"{finding.check}: {finding.seen}", indent=9, width=width)]
                 if finding.remedy:
-                    out.print(f"         -> {plain(finding.remedy)}", markup=False)
+                    lines += hanging("         -> ", finding.remedy, indent=12, width=width)
+                put(plain("\n".join(lines)))
         warnings = sum(finding.severity == "warning" for finding in findings)
         put(
             f"{findings.problems} {'problem' if findings.problems == 1 else 'problems'}, {warnings} {'warning' if warnings == 1 else 'warnings'}"

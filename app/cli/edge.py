@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -72,6 +73,18 @@ def console(*, stderr: bool = False) -> "Console":
     from rich.console import Console
 
     return Console(stderr=stderr, highlight=False)
+
+
+def text_width() -> int | None:
+    """Columns to break lines at: the terminal's, or ``COLUMNS``; None into a pipe or a file, whose reader wants whole lines."""
+    return console().width if sys.stdout.isatty() or "COLUMNS" in os.environ else None
+
+
+def hanging(label: str, text: str, *, indent: int, width: int | None) -> Iterator[str]:
+    """The lines of a text with a label before its first one, the others indented; one line where ``width`` is None."""
+    lines = textwrap.wrap(text, max(20, width - indent)) if width else [text]
+    for number, line in enumerate(lines or [""]):
+        yield f"{'' if number else label:<{indent}}{line}".rstrip()
 
 
 def environment(folder: Path | None = None) -> dict[str, str]:

@@ -34,6 +34,8 @@ def reprocess(
 
     if not reason.strip() or len(reason) > MAX_REASON:
         raise typer.BadParameter(f"--reason has 1 to {MAX_REASON} characters")
+    if not all(keys):
+        raise typer.BadParameter("a KEY is not empty")
     settings = load_settings()
     db = mongo.connect(settings, role="reprocess")
     refused = 0

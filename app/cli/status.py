@@ -1,8 +1,6 @@
 """``dedup status``: the state at a glance; on a terminal again and again, until Ctrl-C."""
 
-import os
 import sys
-import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -10,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.edge import console, plain, put, put_json
+from app.cli.edge import console, hanging, plain, put, put_json, text_width
 from app.settings import load_settings
 
 if TYPE_CHECKING:
@@ -76,21 +74,19 @@ def _live(look: Any, every_s: float) -> dict[str, Any]:
 
 
 def _tell(facts: dict[str, Any]) -> None:
-    narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
     out = console()
     if table := _table(facts, out.width):
         out.print(table)
-    for row in _rows(facts, out.width if narrow else None):
+    for row in _rows(facts, text_width()):
         put(row)
 
 
 def _rows(facts: dict[str, Any], width: int | None) -> Iterator[str]:
     """The lines below the table, no longer than ``width``; what could not be read is ``not known``."""
     for label, value in _values(facts).items():
-        text = "not known" if isinstance(value, dict) else str(value)
-        lines = textwrap.wrap(text, max(20, width - _LABEL)) if width else [text]
-        for number, line in enumerate(lines or [""]):
-            yield f"{'' if number else label:<{_LABEL - 1}} {line}"
+        yield from hanging(
+            label.ljust(_LABEL - 1) + " ", "not known" if isinstance(value, dict) else str(value), indent=_LABEL, width=width
+        )
 
 
 def _values(facts: dict[str, Any]) -> dict[str, Any]:

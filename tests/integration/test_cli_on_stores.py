@@ -132,7 +132,7 @@ def test_everything_with_mongodb_away(private_servers, private_settings, on_stor
     facts = json.loads(capsys.readouterr().out)
     assert (facts["mongo"]["ok"], facts["redis"]["ok"]) == (False, True)
     assert "MongoDB did not answer" in facts["ledger"]["error"]
-    for command in (["audit"], ["inspect", "k"]):
+    for command in (["audit"], ["inspect", "k"], ["reprocess", "k", "--reason", "x"], ["failures", "list"], ["failures", "retry", "k"]):
         assert exit_code(command) == 1
         captured = capsys.readouterr()
         assert not captured.out

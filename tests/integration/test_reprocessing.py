@@ -287,7 +287,7 @@ def test_the_command_says_why_not_and_does_the_others(plant, command, capsys):
     assert captured.out.startswith(f"{K}: will be processed again")
     assert command(K, "--reason", "x") == 1
     assert "is being processed again already" in capsys.readouterr().err
-    assert command(K, "--reason", " ") == 2
+    assert command(K, "--reason", " ") == command("", "--reason", "x") == command(K) == 2
 
 
 def test_the_audit_holds_afterwards(plant):
