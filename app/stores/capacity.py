@@ -60,7 +60,7 @@ async def measure_async(db: Any, session: Any) -> Held:
     batches, size = await _usage_async(db["inbox"], session)
     failures, failure_bytes = await _usage_async(db["failures"], session)
     oldest = await db["inbox"].find_one({}, {"accepted_at": 1}, sort=[("_id", 1)], session=session)
-    return Held(batches=batches, bytes=size, oldest_at=oldest and oldest["accepted_at"], failures=failures, failure_bytes=failure_bytes)
+    return Held(batches=batches, bytes=size, oldest_at=oldest and oldest.get("accepted_at"), failures=failures, failure_bytes=failure_bytes)
 
 
 async def _usage_async(collection: Any, session: Any) -> tuple[int, int]:

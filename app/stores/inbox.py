@@ -143,7 +143,7 @@ class Inbox:
         """When the oldest batch was accepted, or None when the inbox is empty."""
         with translated("reading the inbox"):
             found = self._collection.find_one({}, {"accepted_at": 1}, sort=[("_id", ASCENDING)], session=session)
-        return found["accepted_at"] if found else None
+        return found.get("accepted_at") if found else None  # another version may say it otherwise
 
     def find_event(self, key: str) -> list[Document]:
         """Where a key waits: ``[{batch, accepted_at, digest, type, forwarded_at, forwards, door}]``; scans the inbox."""

@@ -123,8 +123,8 @@ def usage_pipeline() -> list[Document]:
 
 def usage_in(shards: list[Document]) -> tuple[int, int]:
     """Number of documents, and their bytes before compression, out of the answers to :func:`usage_pipeline`."""
-    found = [shard["storageStats"] for shard in shards]
-    return sum(int(shard["count"]) for shard in found), sum(int(shard["size"]) for shard in found)
+    found = [shard.get("storageStats", {}) for shard in shards]
+    return sum(int(shard.get("count", 0)) for shard in found), sum(int(shard.get("size", 0)) for shard in found)
 
 
 def usage_of(collection: Collection[Document], session: ClientSession | None = None) -> tuple[int, int]:

@@ -21,6 +21,8 @@ from typing import Any
 import engineio
 import socketio
 import structlog
+from engineio import base_client
+from socketio.exceptions import ConnectionError as SocketError
 from websocket import WebSocket, WebSocketPayloadException
 from websocket._abnf import continuous_frame, frame_buffer
 
@@ -31,6 +33,8 @@ log: Any = structlog.get_logger()
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 MAX_SILENCE_S = 120.0
 """A server that has not been heard of for longer is taken for gone, whatever it says about its pings."""
+MIN_PING_S = 0.5
+"""Shorter times between pings are no times."""
 _LOGGED_EVERY = 1_000
 
 
@@ -60,13 +64,14 @@ class OrderedClient(socketio.Client):  # type: ignore[misc]  # untyped library
         self._heard: dict[tuple[str, str], Heard] = {}
         self._connection = 0
         self._acknowledging = threading.Lock()
+        self._socket: _BoundedWebSocket | None = None
         super().__init__(
             reconnection=False,
             handle_sigint=False,
             request_timeout=timeout_s,
             websocket_extra_options={
                 "skip_utf8_validation": True,  # done byte by byte in Python; and the text is decoded later anyway
-                "class_": _BoundedWebSocket,
+                "class_": self._open_socket,
             },
         )
 
@@ -75,13 +80,26 @@ class OrderedClient(socketio.Client):  # type: ignore[misc]  # untyped library
         self._heard[namespace, event] = handler
 
     def connect(self, *arguments: Any, **options: Any) -> None:
-        """Connect; what was to be said on the last connection is not said on this one."""
+        """Connect; what was to be said on the last connection is not said on this one.
+
+        Raises:
+            socketio.exceptions.ConnectionError, OSError: it did not come about, whatever the server answered; nothing of it is left, and the
+                next call begins anew.
+        """
         with self._acknowledging:
             self._connection += 1
             with contextlib.suppress(queue.Empty):
                 while True:
                     self.eio.queue.get_nowait()
-        super().connect(*arguments, **options)
+        try:
+            super().connect(*arguments, **options)
+        except Exception as error:
+            self.eio.abandon()
+            if self._socket is not None:
+                self._socket.shutdown()  # type: ignore[no-untyped-call]  # untyped library
+            if isinstance(error, SocketError | OSError):
+                raise
+            raise SocketError(f"the server's handshake is none: {error!r}"[:200]) from error
 
     def _handle_event(self, namespace: str | None, id: int | None, data: list[Any]) -> None:
         handler = self._heard.get((namespace or "/", data[0]))
@@ -94,6 +112,10 @@ class OrderedClient(socketio.Client):  # type: ignore[misc]  # untyped library
         with self._acknowledging:
             if connection == self._connection:
                 self._send_packet(self.packet_class(socketio.packet.ACK, namespace=namespace, id=id, data=[]))
+
+    def _open_socket(self, *arguments: Any, **options: Any) -> "_BoundedWebSocket":
+        self._socket = _BoundedWebSocket(*arguments, **options)
+        return self._socket
 
     def _engineio_client_class(self) -> Callable[..., engineio.Client]:
         return lambda **options: _EngineClient(self._note_rubbish, **options)
@@ -117,10 +139,16 @@ class _EngineClient(engineio.Client):  # type: ignore[misc]  # untyped library
         super().__init__(**options)
         self._on_rubbish = on_rubbish
 
+    def abandon(self) -> None:
+        """Forget a connection that did not come about; the library takes one whose handshake failed half-way for connected, for ever."""
+        if self in base_client.connected_clients:
+            base_client.connected_clients.remove(self)
+        self._reset()
+
     def _trigger_event(self, event: str, *args: Any, **kwargs: Any) -> Any:
         if event == "connect":  # the time-outs of reading and writing follow from these two, and are set after this
-            self.ping_interval = min(self.ping_interval, MAX_SILENCE_S / 2)
-            self.ping_timeout = min(self.ping_timeout, MAX_SILENCE_S / 2)
+            self.ping_interval = min(max(self.ping_interval, MIN_PING_S), MAX_SILENCE_S / 2)
+            self.ping_timeout = min(max(self.ping_timeout, MIN_PING_S), MAX_SILENCE_S / 2)
         if event == "disconnect" and self.reason.TRANSPORT_ERROR in args and self.ws is not None:
             self.ws.shutdown()  # a server that fell silent: the client gives the connection up, and leaves it open
         if event != "message" or event not in self.handlers:

@@ -1,5 +1,7 @@
 """Foreign Socket.IO servers as feeds: real servers, real connections, a bridge as a user starts it."""
 
+import contextlib
+import gc
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -9,6 +11,7 @@ import bson
 import httpx
 import pytest
 from pymongo.database import Database
+from socketio.exceptions import ConnectionError as SocketError
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
 
@@ -361,6 +364,53 @@ def test_a_buffer_is_bounded_by_number_and_by_bytes():
     buffer.drop(2)
     assert [buffer.put(n, 1) for n in range(4)] == [True, True, True, False]
     assert (buffer.received, buffer.refused, len(buffer)) == (9, 3, 3)
+
+
+def test_a_server_whose_handshake_is_none_is_tried_again_until_it_is_one():
+    """Whatever it says first, the next connection begins anew, and no socket is left open."""
+    rest = '"sid":"s","upgrades":[]'
+    pings = ("null", "1e400", "NaN", '"a"', "[]")
+    firsts = [
+        "0{}",
+        "0[]",
+        '0"x"',
+        "0",
+        "",
+        "x",
+        "1",
+        "6",
+        "4",
+        b"\x00\xff",
+        *(f'0{{{rest},"pingInterval":{p},"pingTimeout":{p}}}' for p in pings),
+    ]
+    good = [f'0{{{rest},"pingInterval":{p},"pingTimeout":{p}}}' for p in (-5, 0, 25000)]
+    said = iter([*firsts, *good])
+    heard: list[Any] = []
+
+    def serve_one(connection: ServerConnection) -> None:
+        with contextlib.suppress(ConnectionClosed):
+            connection.send(next(said))
+            connection.recv(timeout=10)
+            connection.send('40{"sid":"t"}')
+            connection.send('42["departure",1]')
+            connection.recv(timeout=10)
+
+    with serve(serve_one, "127.0.0.1", 0) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        client = OrderedClient(timeout_s=5)
+        client.hear("departure", "/", lambda arguments, _acknowledge: heard.extend(arguments))
+        for first in firsts:
+            with pytest.raises((SocketError, OSError)):
+                client.connect(f"http://127.0.0.1:{server.socket.getsockname()[1]}", transports=["websocket"])
+            assert not client.connected, first
+        for number, _ in enumerate(good, 1):
+            client.connect(f"http://127.0.0.1:{server.socket.getsockname()[1]}", transports=["websocket"])
+            eventually(lambda number=number: len(heard) == number, 10)  # type: ignore[misc]
+            client.disconnect()
+        server.shutdown()
+        thread.join(10)
+    gc.collect()
 
 
 def test_g7_a_message_that_is_too_long_is_not_read():

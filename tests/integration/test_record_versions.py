@@ -7,6 +7,7 @@ import pytest
 import structlog
 
 from app.decisions import DecisionRefused, Decisions
+from app.stores.capacity import measure, why_full
 from app.stores.failures import Origin, Problem, failure_id
 from app.stores.progress import progress
 from app.stores.records import utc_now
@@ -59,6 +60,13 @@ def test_an_event_of_which_another_version_noted_something_is_neither_finished_n
     place.failures.record_final([(entry("kept", "2d"), ORIGIN, "conflict", {"other_digest": DIGEST})])
     with pytest.raises(DecisionRefused, match="another version"):
         Decisions.on(place.db).accept_new("kept", "2d")
+
+
+def test_doors_stay_open_over_a_batch_of_another_version(place: Place):
+    """Whoever measures the inbox must not stumble: nobody would close the doors any more, or open them again."""
+    place.db.inbox.insert_one({"_id": "0" * 26, "v": 2})
+    held = measure(place.db)
+    assert (held.batches, held.oldest_at, why_full(held, place.settings)) == (1, None, "")
 
 
 def test_the_sweeper_leaves_them_to_one_that_knows_and_goes_on_with_the_rest(place: Place):
