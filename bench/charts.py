@@ -57,7 +57,9 @@ def _bars(axes: Axes, chart: Mapping[str, Any], rows: Sequence[Row], names: Mapp
     label = names.get(chart["x"], "")
     for number, column in enumerate(chart["y"]):
         places = [at + number * thick - 0.4 + thick / 2 for at in range(len(rows))]
-        drawn = axes.barh(places, [row[column] for row in rows], height=thick * 0.92, label=names.get(column, column))
+        drawn = axes.barh(
+            places, [row[column] for row in rows], height=thick * 0.92, label=names.get(column, column) if len(chart["y"]) > 1 else ""
+        )
         axes.bar_label(drawn, labels=[shown(row[column]) for row in rows], padding=3, fontsize=8)
     axes.set_yticks(range(len(rows)), [shown(row[chart["x"]]) for row in rows])
     axes.set_ylabel(label)
@@ -67,7 +69,7 @@ def _bars(axes: Axes, chart: Mapping[str, Any], rows: Sequence[Row], names: Mapp
     axes.margins(x=0.12)
     axes.xaxis.set_major_formatter(_THOUSANDS)
     if chart["line"] is not None:
-        axes.axvline(chart["line"], color="#444444", linestyle="--", linewidth=1, label="target")
+        axes.axvline(chart["line"], color="#444444", linestyle="--", linewidth=1, label=chart["line_label"])
     if len(chart["y"]) > 1 or chart["line"] is not None:
         axes.legend(fontsize=8, frameon=False, loc="lower right")
 
@@ -90,7 +92,7 @@ def _lines(axes: Axes, chart: Mapping[str, Any], rows: Sequence[Row], names: Map
         axes.set_xticks(places)
         axes.minorticks_off()
     if chart["line"] is not None:
-        axes.axhline(chart["line"], color="#444444", linestyle="--", linewidth=1, label="target")
+        axes.axhline(chart["line"], color="#444444", linestyle="--", linewidth=1, label=chart["line_label"])
     if len(drawn) > 1 or chart["line"] is not None:
         axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
 

@@ -59,6 +59,7 @@ class Chart:
         label: of the vertical axis.
         log: which axes are logarithmic: ``""``, ``"x"``, ``"y"``, ``"xy"``.
         line: a target, drawn across.
+        line_label: what it is called.
         rows: what to draw, where it is not the result's rows.
     """
 
@@ -70,6 +71,7 @@ class Chart:
     series: str = ""
     log: str = ""
     line: float | None = None
+    line_label: str = "target"
     rows: Sequence[Row] = ()
 
 

@@ -70,7 +70,7 @@ def _replaced(text: str, name: str, part: str) -> str:
 
 def _part(found: Mapping[str, Any], pictures: list[str]) -> str:
     columns = found["columns"]
-    numeric = {name for name in columns if all(isinstance(row.get(name), int | float) for row in found["rows"])}
+    numeric = {name for name in columns if all(isinstance(row.get(name), int | float | None) for row in found["rows"])}
     lines = [f"### {found['title']}", "", found["about"], "", _row(columns.values())]
     lines += [_row("---:" if name in numeric or name == "spread" else "---" for name in columns)]
     lines += [_row(shown(row.get(name)) for name in columns) for row in found["rows"]]

@@ -58,7 +58,7 @@ def run(options: Options) -> Result:
         targets=[
             Target(text=f"takeover within lease + grace + 1 s ({limit_s:g} s), in every run", found=f"{worst:.1f} s", met=worst <= limit_s)
         ],
-        charts=[Chart(kind="bars", x="what", y=("seconds",), label="seconds", line=limit_s)],
+        charts=[Chart(kind="bars", x="what", y=("seconds",), label="seconds", line=limit_s, line_label="target of takeovers")],
         runs=runs,
     )
 

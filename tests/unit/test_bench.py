@@ -76,7 +76,7 @@ def record(tmp_path, monkeypatch):
         "name": "payload", "title": "Payload", "about": "How.", "columns": {"kib": "KiB", "rate": "events/s"}, "runs": [[], []],
         "rows": [{"kib": 1, "rate": 1_234.5}, {"kib": 8, "rate": 900.0}],
         "targets": [{"text": "half", "found": "73 %", "met": True}],
-        "charts": [{"kind": "lines", "x": "kib", "y": ["rate"], "label": "events/s", "title": "", "series": "", "log": "xy", "line": None, "rows": []}],
+        "charts": [{"kind": "lines", "x": "kib", "y": ["rate"], "label": "events/s", "title": "", "series": "", "log": "xy", "line": None, "line_label": "target", "rows": []}],
         "mode": "default", "command": "python -m bench payload", "at": "2026-11-23T15:00:00+00:00", "seconds": 12.3,
         "machine": {"system": "Linux 6", "processor": "a processor", "cores": 2, "memory_gib": 8.0, "load": 1.0},
         "versions": {"dedup": "0", "commit": "abc", "python": "3.11", "celery": "5.7"},
