@@ -67,6 +67,7 @@ def _row(options: Options, rig: Rig, aside: Aside, number: int, rate: int, per_r
         sending = aside.run(at_a_pace, rig.url, load, rate / per_request)
         rig.await_processed(rig.expect(count), sending, every_s=0.1)
         rig.await_count(lambda: len(arrivals), count)
+        rig.await_empty_inbox()
     sent = sending.result()
     keys = [id_key(SOURCE, id_of(load, at)) for at in range(count)]
     accepted = sorted((arrivals.at[key] - sent.accepted[at // per_request]) * 1000 for at, key in enumerate(keys))
