@@ -4,6 +4,8 @@
         client["shop"]["orders"].insert_one(order, session=session)
         accept(event, db=client["dedup"], session=session)
 
+In a handler ``accept(event, db=context.db)`` is enough: its transaction is found.
+
 Guarantees: inside a transaction the events are accepted exactly when it commits, together with the producer's other writes: an outbox
 without a second table. Without one, they are in the inbox by majority when :func:`accept` returns. They are checked as at the other doors, and
 found by the sweeper: no bridge has to hear of them, so they start about ``grace_ms + sweep_ms`` later than others.
@@ -68,7 +70,7 @@ def accept(
         events: 1 to 500 events as at ``POST /events``: plain (``type``, and optional ``data``, ``id``, ``source``, ``time``) or CloudEvents;
             their data is JSON: no dates, no tuples.
         db: the deployment's database, by the producer's own client.
-        session: of that client, in a transaction.
+        session: of that client, in a transaction; by default the one that the caller's code is bound to, as a handler's is.
         settings: name the policy file and the limits; by default the environment's, with ``policies.toml`` in the working folder.
             Keys are made by the policies, so they must be those of the broadcaster.
 
@@ -84,6 +86,7 @@ def accept(
     at_majority = db.with_options(**_AT_MAJORITY)
     _check_room(at_majority, _of(settings)[0])
     submission, document = _document(events, settings)
+    session = session or _bound(db)
     if session is not None:
         at_majority["inbox"].insert_one(document, session=session)
     else:
@@ -95,15 +98,29 @@ async def accept_async(
     events: dict[str, Any] | Sequence[dict[str, Any]],
     *,
     db: "AsyncDatabase[Any]",
-    session: "AsyncClientSession",
+    session: "AsyncClientSession | None" = None,
     settings: Settings | None = None,
 ) -> list[str]:
-    """:func:`accept` inside a transaction of an ``AsyncMongoClient``; there is none without a session."""
+    """:func:`accept` inside a transaction of an ``AsyncMongoClient``; there is none outside of one.
+
+    Raises:
+        ValueError: there is no session, and the caller's code is bound to none.
+    """
+    session = session or _bound(db)
+    if session is None:
+        raise ValueError("accept_async needs a session in a transaction; accept works without")
     at_majority = db.with_options(**_AT_MAJORITY)
     await _check_room_async(at_majority, _of(settings)[0])
     submission, document = _document(events, settings)
     await at_majority["inbox"].insert_one(document, session=session)
     return list(submission.keys)
+
+
+def _bound(db: Any) -> Any:
+    """The session in whose transaction the caller's code runs, without naming it: what is accepted there must not escape it."""
+    find = getattr(db.client, "_get_bound_session", None)
+    session = None if find is None else find()
+    return session if session is not None and session.in_transaction else None
 
 
 class _Rooms:

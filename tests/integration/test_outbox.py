@@ -22,6 +22,7 @@ from app.events.policies import Policies
 from app.settings import Settings, database_of
 from tests.support.system import Spawn, System, system_on
 from tests.support.waiting import eventually
+from workers.testing import deliver
 
 
 @pytest.fixture
@@ -200,6 +201,37 @@ def test_the_same_with_an_async_client(settings: Settings):
             return [e["key"] async for d in db.inbox.find() for e in d["events"]]
 
     assert asyncio.run(main()) == ["id~shop~kept"]
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["sync", "async"])
+def test_what_a_handler_accepts_commits_and_rolls_back_with_it(settings: Settings, waits: bool):
+    """G1, G2: its next events are there exactly when its own one is processed."""
+
+    def follow_up(event: Any, context: Any) -> None:
+        accept({"type": "mail", "source": "shop", "id": event.id}, db=context.db, settings=settings)
+        if event.data["fails"]:
+            raise ValueError("no")
+
+    async def follow_up_async(event: Any, context: Any) -> None:
+        await accept_async({"type": "mail", "source": "shop", "id": event.id}, db=context.db, settings=settings)
+        if event.data["fails"]:
+            raise ValueError("no")
+
+    handler = follow_up_async if waits else follow_up
+    urls = {"mongo_url": settings.mongo_url, "redis_url": settings.redis_url}
+    for number, fails, outcome in (("1", False, "won"), ("2", True, "failed")):
+        done = deliver(handler, {"type": "order", "id": number, "data": {"fails": fails}}, **urls)
+        assert done.outcome == outcome
+    assert [e["key"] for d in done.db.inbox.find({"door": "python"}) for e in d["events"]] == ["id~shop~1"]
+
+
+def test_an_async_client_needs_a_transaction(settings: Settings):
+    async def main() -> None:
+        async with AsyncMongoClient(settings.mongo_url) as client:
+            await accept_async(event("alone"), db=client[database_of(settings.mongo_url)], settings=settings)
+
+    with pytest.raises(ValueError, match="needs a session"):
+        asyncio.run(main())
 
 
 @pytest.fixture
