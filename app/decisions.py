@@ -80,7 +80,7 @@ class Decisions:
                 f"{key} is a payload that is no event, so handlers cannot have it: mend the feed's rules, publish what it means as an event of "
                 "your own ('dedup failures export' shows the payload), and discard it"
             )
-        committed = self._committed(key)
+        committed = self._committed(key, digest)
         if committed is not None:
             if digest in committed.digests:
                 self.failures.remove([(key, digest)])
@@ -115,14 +115,14 @@ class Decisions:
     def keep_old(self, key: str, digest: str) -> str:
         """Let the committed content stand, and refuse this one whenever it comes again."""
         self._must_be_conflict(key, digest)
-        if self._committed(key) is None:
+        if self._committed(key, digest) is None:
             raise DecisionRefused(f"nothing is committed for {key} yet: wait until it is, or discard or retry this content")
         return self._refuse_content(key, digest, "keep-old")
 
     def accept_new(self, key: str, digest: str) -> str:
         """Let this content stand in place of the committed one; the old digest is kept as superseded."""
         failure = self._must_be_conflict(key, digest)
-        committed = self._committed(key)
+        committed = self._committed(key, digest)
         if committed is None:
             raise DecisionRefused(f"nothing is committed for {key} yet: retry this content, or wait for the other one")
         if digest == committed.digest:
@@ -144,7 +144,7 @@ class Decisions:
         return "accepted in place of the old content"
 
     def _refuse_content(self, key: str, digest: str, decision: str) -> str:
-        committed = self._committed(key)
+        committed = self._committed(key, digest)
         if committed is not None and committed.digest == digest:
             self.failures.remove([(key, digest)])
             raise DecisionRefused(f"a commit came first: {key} has been processed with this very content by {committed.listener}")
@@ -153,12 +153,16 @@ class Decisions:
         self.failures.remove([(key, digest)])
         return "refused; the committed content stands"
 
-    def _committed(self, key: str) -> Committed | None:
-        found = self.ledger.find([key]).get(key)
+    def _committed(self, key: str, digest: str) -> Committed | None:
+        found = self.ledger.look([key]).get(key)
         if found is not None and not found.known:
             raise DecisionRefused(
                 f"{key} was committed by another version of this software, which this one does not know: upgrade it first"
             )
+        if found is not None and found.reopened:
+            if digest != found.digest:
+                raise DecisionRefused(f"{key} is being processed again with other content: decide when that is done, or discard that first")
+            return None
         return found
 
     def _noted(self, decision: str, digest: str) -> Document:

@@ -65,7 +65,7 @@ def check(run: Run, won: list[tuple[Entry, Answer]]) -> list[Work]:
         own = next((f for f in found if f.digest == entry.digest), None)
         if (committed is not None and not committed.known) or any(not f.known for f in found):
             unreadable.append(entry.key)
-        elif (other := ahead_of(found, entry.digest)) is not None:
+        elif committed is None and (other := ahead_of(found, entry.digest)) is not None:  # what is reopened holds its key already
             conflicts.append((entry, other.digest))
         elif own is not None and own.state != "retrying":
             run.confirm([(entry.key, entry.digest)])

@@ -19,7 +19,7 @@ from app.settings import Settings
 from app.stack import environment_of
 from app.stores import mongo
 from tests.support.pipelines import TYPE, Plant, count_effect, entry, plant_on
-from workers.handlers import Handler
+from workers.handlers import Handler, PermanentFailure
 from workers.pipeline import process
 
 K = "k~1"
@@ -232,6 +232,45 @@ def test_when_its_handler_fails_it_is_a_failure_like_others_and_discarding_it_le
     plant.redis.flushdb()
     assert process(runtime, plant.retry(entry(K))).won == 1
     assert (plant.effects(), ledger(plant)["generation"], ledger(plant)["recommits"]) == ({K: 2}, 2, 1)
+
+
+def test_other_content_that_is_dead_does_not_keep_it_out(plant):
+    """Its own content stands in the ledger: what failed of its key before comes after it."""
+    raising = [True]
+
+    def handle(event: Any, context: Any) -> None:
+        if raising[0]:
+            raise PermanentFailure("no")
+        count_effect(event, context)
+
+    runtime = plant.listener("listener-1", handle)
+    process(runtime, plant.accept(entry(K, "d2")))
+    process(runtime, plant.accept(entry(K)))
+    assert plant.failures() == {(K, "d2"): "dead", (K, "d1"): "conflict"}
+    Decisions.on(plant.db).retry(K, "d2")
+    process(runtime, plant.retry(entry(K, "d2")))  # dead once more
+    Decisions.on(plant.db).retry(K, "d1")
+    raising[0] = False
+    assert process(runtime, plant.retry(entry(K))).won == 1
+
+    reopen(plant)
+    refute_mark(plant)
+    assert process(runtime, plant.retry(entry(K))).won == 1
+    assert (plant.effects(), plant.failures()) == ({K: 2}, {(K, "d2"): "dead"})
+
+
+def test_other_content_is_decided_about_when_it_has_been_processed(plant):
+    runtime = plant.listener("listener-1", count_effect)
+    process(runtime, plant.accept(entry(K)))
+    process(runtime, plant.accept(entry(K, "d2")))
+    reopen(plant)
+    for decide in Decisions.on(plant.db).by_name().values():
+        with pytest.raises(DecisionRefused, match="is being processed again with other content"):
+            decide(K, "d2")
+    refute_mark(plant)
+    assert process(runtime, plant.retry(entry(K))).won == 1
+    Decisions.on(plant.db).keep_old(K, "d2")
+    assert (plant.effects(), plant.failures(), ledger(plant)["rejected"]) == ({K: 2}, {}, ["d2"])
 
 
 def test_of_two_commands_at_once_one_wins_and_the_other_says_so(plant):
