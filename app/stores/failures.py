@@ -96,6 +96,10 @@ _STATE = dict.fromkeys(
 )
 
 
+COUNTS: list[Document] = [{"$sort": {"state": ASCENDING}}, {"$group": {"_id": "$state", "n": {"$sum": 1}}}]
+"""Numbers by state; in the order of an index, or else MongoDB would read the documents."""
+
+
 class Failures:
     """The collection ``failures`` of one deployment. Thread-safe. Every write is at majority."""
 
@@ -265,10 +269,12 @@ class Failures:
         if self.collection.count_documents({"_id": {"$in": list(ids)}}) < len(set(ids)):
             raise StoreUnavailable("failures that MongoDB said it had are not there any more")
 
-    def due(self, limit: int, *, now: datetime | None = None) -> list[Document]:
-        """Failures whose next attempt is due: ``{key, digest, type, batch, accepted_at, starts, attempts, due_at, sent_until}``."""
+    def due(self, limit: int, *, now: datetime | None = None, paused: Iterable[str] = ()) -> list[Document]:
+        """Failures whose next attempt is due, but for paused types: ``{key, digest, type, batch, accepted_at, starts, attempts, due_at, sent_until}``."""
         now = now or self.now()
-        query = {"v": MESSAGE_VERSION, "state": "retrying", "due_at": {"$lte": now}, "sent_until": {"$not": {"$gt": now}}}
+        query: Document = {"v": MESSAGE_VERSION, "state": "retrying", "due_at": {"$lte": now}, "sent_until": {"$not": {"$gt": now}}}
+        if apart := list(paused):
+            query["type"] = {"$nin": apart}
         fields = _STATE | {"type": 1, "sent_until": 1}
         with translated("reading due failures"):
             return list(self.collection.find(query, fields).sort("due_at", ASCENDING).limit(limit))
@@ -309,9 +315,9 @@ class Failures:
             )
 
     def counts(self) -> dict[str, int]:
-        """Number of failures by state."""
+        """Number of failures by state; scans an index, and no documents, since they are many and long at the limit."""
         with translated("counting failures"):
-            rows = self.collection.aggregate([{"$group": {"_id": "$state", "n": {"$sum": 1}}}])
+            rows = self.collection.aggregate(COUNTS)
             return {str(r["_id"]): int(r["n"]) for r in rows}
 
     def of_key(self, key: str) -> list[Document]:
