@@ -4,7 +4,7 @@ Guarantees: a suspect (an event whose solo run began and never ended) travels al
 of MongoDB shows its (key, digest) in the ledger.
 """
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -57,7 +57,7 @@ class Retries:
         self._scanned_to = ""
         self._refused: set[str] = set()
 
-    def due(self, paused: Container[str] = (), under_way: Container[Pair] = ()) -> Due:
+    def due(self, paused: Collection[str] = (), under_way: Container[Pair] = ()) -> Due:
         """Find what is due, unfinished, of no paused type, in nobody's claim, and not under way.
 
         Args:
@@ -67,7 +67,7 @@ class Retries:
         Raises:
             TransientError: MongoDB or Redis is away.
         """
-        found = self._failures.due(_DUE_PER_SWEEP)
+        found = self._failures.due(_DUE_PER_SWEEP, paused=paused)
         due = Due()
         if not found:
             return due
@@ -79,7 +79,7 @@ class Retries:
         if done:
             due.refuted = self._failures.remove(done, _by_key(done))
         left = [f for f in found if _pair(f) not in done]
-        free = [f for f in left if _pair(f) not in claimed.live and f["type"] not in paused and not _waits(f, under_way)]
+        free = [f for f in left if _pair(f) not in claimed.live and not _waits(f, under_way)]
         if held := {_pair(f) for f in left} - {_pair(f) for f in free}:
             self._failures.postpone(list(held), by_ms=self._settings.grace_ms)
         due.groups = [self._group(part) for part in _travelling(free)]

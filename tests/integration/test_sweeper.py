@@ -1,5 +1,6 @@
 """The sweeper on real servers. Its clock is the test's, so that no grace has to be waited for; leases are Redis' own."""
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -9,7 +10,7 @@ import pytest
 
 from app.naming import RECOVERY_QUEUE, queue_of
 from app.presence import remember_listener
-from app.stores.failures import Origin, Problem
+from app.stores.failures import COUNTS, Origin, Problem
 from app.stores.inbox import Inbox
 from app.stores.pauses import Pauses
 from app.stores.records import utc_now
@@ -452,6 +453,16 @@ def test_what_the_ledger_has_is_no_failure(place, swept):
     assert place.failures.counts() == {"dead": 1}
 
 
+def test_g7_failures_are_counted_without_reading_them(place):
+    """At their limit they are many and long, and every look at the numbers counts them."""
+    place.failures.ensure_indexes()
+    failed(place, "a")
+    failed(place, "b", delay_ms=None)
+    plan = place.db.command("explain", {"aggregate": "failures", "pipeline": COUNTS, "cursor": {}}, verbosity="queryPlanner")
+    assert not {"COLLSCAN", "FETCH"} & set(re.findall(r"[A-Z]+", str(plan)))
+    assert place.failures.counts() == {"retrying": 1, "dead": 1}
+
+
 # ------------------------------------------------------------------------------------------------------------- pauses
 
 
@@ -477,7 +488,19 @@ def test_paused_types_are_parked_and_go_on_when_they_are_resumed(place, swept, p
 
     pauses.resume("t")
     assert swept.sweep(after_s=GRACE_S).recovered == 1
-    assert keys_of(place.queue(RECOVERY_QUEUE)) == [["d"], ["a", "b"]]
+    assert keys_of(place.queue(RECOVERY_QUEUE)) == [["d"], ["a", "b"], ["f"]]
+
+
+def test_g5_failures_of_a_paused_type_do_not_hide_others(place, swept, pauses, monkeypatch):
+    monkeypatch.setattr("broadcaster.sweeper.retries._DUE_PER_SWEEP", 2)
+    place.beat("listener-1")
+    for number in range(3):
+        failed(place, f"p{number}")
+    pauses.pause("t")
+    place.failures.record_attempt(entry("other", kind="u"), origin(place), Problem("boom"), delay_ms=0, ended_start=False)
+
+    assert swept.sweep().retried == 1
+    assert keys_of(place.queue(RECOVERY_QUEUE)) == [["other"]]
 
 
 def test_parked_batches_do_not_hide_others(make_place, monkeypatch):
