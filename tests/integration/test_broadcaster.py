@@ -340,6 +340,7 @@ def test_the_story_of_a_key(broadcaster: Running):
     assert (waiting["key"], waiting["state"]) == (key, "waiting")
     assert waiting["inbox"][0]["door"] == "http"
     failure = {"_id": f"{key}#1x", "v": 1, "key": key, "digest": "1x", "state": "dead", "reason": "r", "first_failed_at": utc_now()}
+    failure |= {"accepted_at": utc_now(), "updated_at": utc_now(), "attempts": 5, "starts": 0, "listener": "listener-1", "batch": "b"}
     broadcaster.database["failures"].insert_one(failure | {"body": {"source": "shop", "data": b"\x00"}})
     dead = broadcaster.http.get(url).json()
     assert dead["state"] == "dead"
