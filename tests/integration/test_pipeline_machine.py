@@ -3,12 +3,13 @@
 Two to four listeners are stepped from store call to store call, in any order. In between, listeners crash in the middle of what
 they do, replies are lost, servers are away, leases run out, the clock of Redis jumps, Redis loses everything or goes back to an
 older state, the broker loses or repeats deliveries, and a sweeper does what the real one does. Events come with other content
-under known keys; handlers raise a few times; each handled event counts an effect, and one account that they all share.
+under known keys; handlers raise a few times; each handled event counts an effect, and one account that they all share. An operator
+has events processed again.
 
 Held after every step: G1, an accepted event is in the inbox, in the ledger or in failures.
 Held at the end, when everybody has been let go on until nothing is left to do:
 * G1: nothing is in the inbox, every accepted (key, digest) is committed or quarantined;
-* G2, G3: one effect per committed key, none else, and the account says the same;
+* G2, G3: one effect per committed key, and one for each time that an operator had it processed again, none else; the account says the same;
 * G5: no event is dead, attempts are no more than what handlers raised;
 * G6: of several contents of a key one stands, the others are conflicts with it.
 
@@ -34,7 +35,9 @@ from pymongo.read_concern import ReadConcern
 from redis import Redis
 
 from app.claims.store import ClaimStore
+from app.errors import TransientError
 from app.messages import Delivery
+from app.reprocessing import ReprocessingRefused, reprocess
 from app.settings import Settings
 from app.stores.failures import Failures
 from app.stores.inbox import Inbox
@@ -104,6 +107,7 @@ class History(RuleBasedStateMachine):
         self.lives: list[Stepper] = []
         self.raises_left: Counter[str] = Counter()
         self.raised: Counter[str] = Counter()
+        self.again: Counter[str] = Counter()
         self.dump: dict[str, tuple[str, int]] | None = None
         self.trace: list[str] = []
         world.empty()
@@ -272,6 +276,19 @@ class History(RuleBasedStateMachine):
     def _finished(self, pairs):
         return finished(pairs, ledger=self.ledger, failures=self.failures)
 
+    # ---------------------------------------------------------------------------------------------------------------- operator
+
+    @rule(key=st.sampled_from(sorted(KEYS)))
+    def process_again(self, key):
+        """An operator has a processed event processed again; refused where it is not, and where somebody's transaction holds it."""
+        try:
+            reprocess(self.db, key, by="an operator", reason="as the history wants")
+        except (ReprocessingRefused, TransientError) as error:
+            self.trace.append(f"not again {key}: {type(error).__name__}")
+        else:
+            self.again[key] += 1
+            self.trace.append(f"again {key}")
+
     # -------------------------------------------------------------------------------------------------------------- guarantees
 
     @invariant()
@@ -338,8 +355,10 @@ class History(RuleBasedStateMachine):
         for (key, _), failure in failures.items():
             assert failure["other_digest"] == stands[key], self._told("G6")
         account = effects.pop("account", 0)
-        assert effects == dict.fromkeys(handled, 1), self._told(f"G2, G3: {effects}")
-        assert account == len(handled), self._told("G2, G3: the account")
+        assert effects == {key: 1 + self.again[key] for key in handled}, self._told(f"G2, G3: {effects} {self.again}")
+        assert account == sum(effects.values()), self._told("G2, G3: the account")
+        commits = {d["_id"]: d.get("recommits", 0) for d in self.db["events"].find({"reopened": {"$exists": False}})}
+        assert commits == {key: self.again[key] for key in stands}, self._told(f"G2: {commits} {self.again}")
 
     def _told(self, what: str) -> str:
         failures = [{k: v for k, v in d.items() if k not in {"body", "error"}} for d in self.db["failures"].find()]
@@ -370,6 +389,7 @@ def world(make_settings, monkeypatch, silence) -> Iterator[World]:
     )
     monkeypatch.setattr("workers.committing.time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda _s: None))
     monkeypatch.setattr("workers.transaction.COMMIT_RETRY_S", 0.0)
+    monkeypatch.setattr("app.reprocessing._LONGEST_S", 0.5)
     with (
         MongoClient(settings.mongo_url, tz_aware=True) as mongo,
         Redis.from_url(settings.redis_url, decode_responses=True) as redis,

@@ -163,6 +163,59 @@ def test_a_listener_that_looked_before_it_was_reopened_fails_at_the_fence(plant)
     assert plant.effects() == {K: 2}
 
 
+@pytest.mark.parametrize("handlers", [(), (count_effect,)], ids=["stored", "handled"])
+def test_of_two_winners_that_both_found_it_reopened_one_commits(plant, handlers):
+    """G3: Redis forgets between the two; the second compare-and-set changes nothing."""
+    runtime = plant.listener("listener-0", *handlers)
+    process(runtime, plant.accept(entry(K)))
+    reopen(plant)
+    refute_mark(plant)
+    gate = plant.gate()
+    slow, quick = plant.listener("listener-1", *handlers), plant.listener("listener-2", *handlers)
+    recommit = slow.ledger.recommit
+
+    def recommit_late(*arguments: Any) -> bool:
+        gate.pass_through()
+        return recommit(*arguments)
+
+    slow.ledger.recommit = recommit_late  # type: ignore[method-assign]
+    late = plant.start(slow, plant.retry(entry(K)))
+    gate.wait_entered()
+    plant.redis.flushdb()
+    assert process(quick, plant.retry(entry(K))).won == 1
+    gate.open()
+    assert str(late.result(20)) == "skipped 1 (done listener-2)"
+    assert (ledger(plant)["listener"], ledger(plant)["recommits"]) == ("listener-2", 1)
+    assert plant.effects() == ({K: 2} if handlers else {})
+
+
+def test_a_slow_winner_of_a_reopening_does_not_commit_for_the_next_one(plant):
+    """G3: it was committed by another, and reopened once more meanwhile."""
+    process(plant.listener("listener-0", count_effect), plant.accept(entry(K)))
+    reopen(plant)
+    refute_mark(plant)
+    gate = plant.gate()
+    slow, quick = plant.listener("listener-1", count_effect), plant.listener("listener-2", count_effect)
+    recommit = slow.ledger.recommit
+
+    def recommit_late(*arguments: Any) -> bool:
+        gate.pass_through()
+        return recommit(*arguments)
+
+    slow.ledger.recommit = recommit_late  # type: ignore[method-assign]
+    late = plant.start(slow, plant.retry(entry(K)))
+    gate.wait_entered()
+    plant.redis.flushdb()
+    assert process(quick, plant.retry(entry(K))).won == 1
+    reopen(plant)
+    gate.open()
+    assert late.result(20).won == 0
+    assert plant.effects() == {K: 2}
+    plant.redis.flushdb()
+    assert process(quick, plant.retry(entry(K))).won == 1
+    assert (plant.effects(), plant.failures()) == ({K: 3}, {})
+
+
 def test_a_sweeper_that_looked_before_it_was_reopened_does_not_remove_its_body(plant):
     runtime = plant.listener("listener-1", count_effect)
     process(runtime, plant.accept(entry(K)))

@@ -35,7 +35,7 @@ STEP_S = 30.0
 _CLAIMS = ("claim", "complete", "release", "forget_done", "forget_lapsed", "inspect")
 _MONGO: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("inbox", ("fetch", "remove")),
-    ("ledger", ("find", "insert", "reject")),
+    ("ledger", ("look", "insert", "recommit", "reject")),
     ("failures", ("of_keys", "fetch", "record_attempt", "record_start", "end_start", "record_final", "remove")),
 )
 
