@@ -11,7 +11,8 @@ without a second table. Without one, they are in the inbox by majority when :fun
 found by the sweeper: no bridge has to hear of them, so they start about ``grace_ms + sweep_ms`` later than others.
 
 The limits of inbox and failures are asked at most once a second, as at the other doors, outside the producer's transaction: beyond them
-:class:`~app.errors.InboxFull` says when to come back. A user who may not ask (``collStats``) is not held up.
+:class:`~app.errors.InboxFull` says when to come back. A user who may not ask (``collStats``) is not held up, nor is a handler: what it accepts
+takes the place of what it finishes, and an inbox that is full of such events could never empty.
 
 Not guaranteed: a majority write where the producer's transaction has a weaker write concern (MongoDB's default is majority).
 """
@@ -19,7 +20,8 @@ Not guaranteed: a majority write where the producer's transaction has a weaker w
 import contextlib
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -151,10 +153,23 @@ class _Rooms:
 
 
 _rooms = _Rooms()
+_unlimited: ContextVar[bool] = ContextVar("unlimited", default=False)
+
+
+@contextlib.contextmanager
+def without_limits() -> Iterator[None]:
+    """Inside, in this thread or task, the limits are not asked: for handlers."""
+    before = _unlimited.set(True)
+    try:
+        yield
+    finally:
+        _unlimited.reset(before)
 
 
 def _check_room(db: "Database[Any]", settings: Settings) -> None:
     """Ask in a session of its own: one that is bound to the producer's code would bring the question into its transaction."""
+    if _unlimited.get():
+        return
     if _rooms.due(db):
         with contextlib.suppress(TransientError, PyMongoError), db.client.start_session() as own:  # then the write will say it
             _rooms.note(db, why_full(measure(db, own), settings))
@@ -162,6 +177,8 @@ def _check_room(db: "Database[Any]", settings: Settings) -> None:
 
 
 async def _check_room_async(db: "AsyncDatabase[Any]", settings: Settings) -> None:
+    if _unlimited.get():
+        return
     if _rooms.due(db):
         with contextlib.suppress(TransientError, PyMongoError):
             async with db.client.start_session() as own:

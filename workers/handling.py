@@ -10,6 +10,7 @@ from pymongo.errors import PyMongoError
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
+from app.outbox import without_limits
 from app.stores.records import event_of
 from workers.handlers import Context, Handler, ResultRefused, checked_result
 from workers.run import Run, Work
@@ -84,7 +85,7 @@ async def _call_async(run: Run, work: Work, handlers: Sequence[Handler], db: Any
 @contextmanager
 def _judging(run: Run, work: Work) -> Iterator[None]:
     """Note that a handler runs, and tell what it raises from a transaction that is over."""
-    with run.runtime.renewal.running(work.entry.key, work.policy.max_handler_s):
+    with run.runtime.renewal.running(work.entry.key, work.policy.max_handler_s), without_limits():
         try:
             yield
         except PyMongoError as error:

@@ -225,6 +225,25 @@ def test_what_a_handler_accepts_commits_and_rolls_back_with_it(settings: Setting
     assert [e["key"] for d in done.db.inbox.find({"door": "python"}) for e in d["events"]] == ["id~shop~1"]
 
 
+@pytest.mark.parametrize("waits", [False, True], ids=["sync", "async"])
+def test_g5_limits_do_not_hold_up_what_a_handler_accepts(settings: Settings, waits: bool):
+    """G5: an inbox that is full of events whose handlers accept others could never empty; and they would die of it."""
+    full = replace(settings, inbox_max_batches=1, failures_max=1)  # its own batch is in the inbox
+    follow_up = {"type": "mail", "source": "shop", "id": "f"}
+
+    def handle(event: Any, context: Any) -> None:
+        accept(follow_up, db=context.db, settings=full)
+
+    async def handle_async(event: Any, context: Any) -> None:
+        await accept_async(follow_up, db=context.db, settings=full)
+
+    done = deliver(
+        handle_async if waits else handle, {"type": "order", "id": "1"}, mongo_url=settings.mongo_url, redis_url=settings.redis_url
+    )
+    assert (done.outcome, done.failure) == ("won", None)
+    assert [e["key"] for d in done.db.inbox.find({"door": "python"}) for e in d["events"]] == ["id~shop~f"]
+
+
 def test_an_async_client_needs_a_transaction(settings: Settings):
     async def main() -> None:
         async with AsyncMongoClient(settings.mongo_url) as client:
