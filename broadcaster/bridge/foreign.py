@@ -41,7 +41,7 @@ from app.stores.submission import Submission, prepare
 from broadcaster.bridge.buffer import Buffer
 from broadcaster.bridge.client import Acknowledge, OrderedClient
 from broadcaster.bridge.intake import Announcement
-from broadcaster.bridge.malformed import MalformedStore
+from broadcaster.bridge.malformed import MAX_KEPT, MalformedStore
 from broadcaster.bridge.outage import Outage
 from broadcaster.ingress import Ingress, Stored
 from broadcaster.watch import InboxWatch
@@ -88,7 +88,7 @@ class ForeignFeed:
         self._announce = announce
         self._auth = secret(source, variables or {})
         self._buffer = Buffer()
-        self._malformed = MalformedStore(source, db)
+        self._malformed = MalformedStore(source, db, max_kept=min(MAX_KEPT, settings.failures_max // 2))  # no feed closes the doors
         self._outage = Outage(f"feed {source.name}")
         self._lost = threading.Event()
         self._full_said_at = float("-inf")

@@ -24,6 +24,7 @@ from app.feeding import FeedState, FeedStates
 from app.leases import Lease
 from app.settings import Settings
 from app.stores import mongo
+from app.stores.capacity import measure, why_full
 from broadcaster.bridge.buffer import Buffer
 from broadcaster.bridge.client import MAX_MESSAGE_BYTES, OrderedClient
 from broadcaster.bridge.foreign import ForeignFeed
@@ -336,6 +337,21 @@ def test_g7_malformed_payloads_that_are_huge_are_kept_in_part_and_hold_nothing_u
     assert all(len(bson.encode(d)) < MAX_BODY_BYTES + 1_000 for d in kept)
     assert {str(d["body"]["data"])[:4] for d in kept} >= {"[1,1", "[2,2", '{"n"', "ääää", "[[11"}
     assert place.settings.failures_max_bytes > MAX_KEPT * (MAX_BODY_BYTES + 1_000)
+
+
+def test_g7_no_feed_closes_the_doors_with_what_is_no_event(place, spawn):
+    """G7: however low the limit of ``failures`` is, malformed payloads take half of it at most."""
+    foreign = Foreign(spawn)
+    settings = replace(place.settings, failures_max=6)
+    here = InProcess(settings, place.db, foreign.url)
+    feed = here.start()
+    foreign.await_clients(1)
+    foreign.emit(*[{"no": number} for number in range(20)], {"n": 1})
+    eventually(lambda: feed.accepted == 1 and feed.state().malformed == 20, 10)
+    here.end()
+    assert place.db.failures.count_documents({}) == 3
+    assert feed.state().unkept == 17
+    assert why_full(measure(place.db), settings) == ""
 
 
 def test_a_malformed_payload_is_discarded_and_never_tried_as_if_it_were_an_event(place):
