@@ -209,7 +209,7 @@ def recommitment(document: Document, generation: int) -> tuple[Document, Documen
     """
     kept = ("_id", "v", "digest", "type", "body", "door", "accepted_at")
     changed = {name: value for name, value in document.items() if name not in kept}
-    gone = [name for name in OF_ONE_RUN if name not in changed] + ["reopened"]
+    gone = [name for name in (*OF_ONE_RUN, "expires_at") if name not in changed] + ["reopened"]
     query = {"_id": document["_id"], "digest": document["digest"], "generation": generation, "reopened": True}
     return query, {"$set": changed, "$unset": dict.fromkeys(gone, ""), "$inc": {"recommits": 1}}
 

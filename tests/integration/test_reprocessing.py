@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from app.samples import TYPE as DEPARTURE
 from app.settings import Settings
 from app.stack import environment_of
 from app.stores import mongo
+from app.stores.records import utc_now
 from tests.support.pipelines import TYPE, Plant, count_effect, entry, plant_on
 from workers.handlers import Handler, PermanentFailure
 from workers.pipeline import process
@@ -250,6 +252,16 @@ def test_the_end_of_its_retention_meanwhile_leaves_nothing_behind(plant):
     assert process(runtime, plant.retry(entry(K))).won == 1
     assert (plant.failures(), plant.effects()) == ({}, {K: 2})
     assert ledger(plant)["generation"] == 1, "so that a sweeper removes what the listener could not"
+
+
+def test_it_is_kept_for_as_long_as_the_policy_says_now(plant):
+    runtime = plant.listener("listener-1", count_effect)
+    process(runtime, plant.accept(entry(K)))
+    plant.db["events"].update_one({"_id": K}, {"$set": {"expires_at": utc_now() + timedelta(days=1)}})  # by an earlier policy
+    reopen(plant)
+    refute_mark(plant)
+    assert process(runtime, plant.retry(entry(K))).won == 1
+    assert "expires_at" not in ledger(plant)
 
 
 # ------------------------------------------------------------------------------------------------------- failing, deciding
