@@ -8,6 +8,7 @@ import argparse
 import os
 import sys
 import time
+import traceback
 from typing import Any
 
 import msgspec
@@ -33,6 +34,9 @@ def main() -> int:
         except BenchError as error:
             failed = True
             _say(f"{name} has no result: {error}")
+        except Exception:  # noqa: BLE001 - the edge of a long series, whose other benchmarks go on
+            failed = True
+            _say(f"{name} has no result:\n{traceback.format_exc()}")
         else:
             if not given.json:
                 print(as_text(found[-1]), flush=True)

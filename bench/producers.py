@@ -143,7 +143,7 @@ def at_a_pace(url: str, load: Load, requests_per_s: float) -> Paced:
 
 
 async def _at_a_pace(url: str, messages: list[bytes], requests_per_s: float) -> Paced:
-    free: asyncio.Queue[Connection] = asyncio.Queue()
+    free: asyncio.LifoQueue[Connection] = asyncio.LifoQueue()
     for _ in range(min(_PACED_CONNECTIONS, len(messages))):
         free.put_nowait(await Connection.to(url))
     began = time.monotonic() + _HEAD_START_S
@@ -152,6 +152,8 @@ async def _at_a_pace(url: str, messages: list[bytes], requests_per_s: float) -> 
 
     async def send(number: int) -> None:
         connection = await free.get()
+        if connection.closed:
+            connection = await Connection.to(url)
         await _post_all(connection, iter([messages[number]]))
         accepted[number] = time.monotonic()
         free.put_nowait(connection)

@@ -13,9 +13,14 @@ _LENGTH = b"content-length:"
 
 
 class Connection(asyncio.Protocol):
-    """One connection. :meth:`post` may be called again when it has answered."""
+    """One connection. :meth:`post` may be called again when it has answered.
+
+    Attributes:
+        closed: it was lost, or closed; a broadcaster closes one that was idle for some seconds.
+    """
 
     def __init__(self) -> None:
+        self.closed = False
         self._received = bytearray()
         self._waiter: asyncio.Future[tuple[int, bytes]] | None = None
         self._transport: asyncio.Transport | None = None
@@ -53,6 +58,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the event loop."""
+        self.closed = True
         if self._waiter is not None:
             self._waiter.set_exception(exc or ConnectionResetError("the broadcaster closed the connection"))
             self._waiter = None

@@ -36,7 +36,7 @@ def run(options: Options) -> Result:
     cases = {
         HTTP: options.pick(quick=5_000, default=200_000),
         LISTS: options.pick(quick=5_000, default=100_000, full=200_000),
-        SINGLES: options.pick(quick=1_000, default=20_000, full=50_000),
+        SINGLES: options.pick(quick=1_000, default=10_000, full=50_000),
         FOREIGN: options.pick(quick=1_000, default=30_000, full=100_000),
         NAIVE: options.pick(quick=300, default=3_000, full=10_000),
     }
