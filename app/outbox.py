@@ -167,11 +167,17 @@ def without_limits() -> Iterator[None]:
 
 
 def _check_room(db: "Database[Any]", settings: Settings) -> None:
-    """Ask in a session of its own: one that is bound to the producer's code would bring the question into its transaction."""
+    """Ask in a session of its own: one that is bound to the producer's code would bring the question into its transaction.
+
+    Not a causally consistent one, which would wait for a majority where there is none.
+    """
     if _unlimited.get():
         return
     if _rooms.due(db):
-        with contextlib.suppress(TransientError, PyMongoError), db.client.start_session() as own:  # then the write will say it
+        with (
+            contextlib.suppress(TransientError, PyMongoError),
+            db.client.start_session(causal_consistency=False) as own,
+        ):  # then the write will say it
             _rooms.note(db, why_full(measure(db, own), settings))
     _rooms.check(db)
 
@@ -181,7 +187,7 @@ async def _check_room_async(db: "AsyncDatabase[Any]", settings: Settings) -> Non
         return
     if _rooms.due(db):
         with contextlib.suppress(TransientError, PyMongoError):
-            async with db.client.start_session() as own:
+            async with db.client.start_session(causal_consistency=False) as own:
                 _rooms.note(db, why_full(await measure_async(db, own), settings))
     _rooms.check(db)
 

@@ -13,13 +13,16 @@ import pytest
 from pymongo import AsyncMongoClient, MongoClient
 from pymongo.client_session import ClientSession
 from pymongo.errors import OperationFailure
+from pymongo.write_concern import WriteConcern
 
 import app
 from app import accept, accept_async
+from app.embedded.servers import EmbeddedServers
 from app.errors import InboxFull, InvalidEvent, StoreUnavailable
 from app.events.parsing import EventParser
 from app.events.policies import Policies
 from app.settings import Settings, database_of
+from tests.support.servers import fresh_settings
 from tests.support.system import Spawn, System, system_on
 from tests.support.waiting import eventually
 from workers.testing import deliver
@@ -129,6 +132,30 @@ def test_the_limits_are_asked_outside_of_a_bound_transaction(client: MongoClient
         return False
 
     eventually(refused, 10)
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(60)
+def test_the_question_for_room_waits_for_no_majority(start_servers: Callable[..., EmbeddedServers], tmp_path: Path):
+    """Without one, the producer's transaction goes on, and its commit will tell; a driver without time-outs would else wait here for ever."""
+    servers = start_servers(mongo_nodes=3)
+    settings = fresh_settings(servers, tmp_path)
+    client: MongoClient[dict[str, Any]]
+    with MongoClient(settings.mongo_url, serverSelectionTimeoutMS=5_000) as client:
+        db = database(client, settings)
+        db.create_collection("inbox")
+        primary = servers.mongo.primary()
+        others = [node for node in servers.mongo.nodes if node is not primary]
+        for node in others:
+            node.pause()
+        db.orders.with_options(write_concern=WriteConcern(1)).insert_one({"_id": "of no majority"})
+        with client.start_session() as session:
+            session.start_transaction()
+            accept(event("first"), db=db, session=session, settings=settings)
+            for node in others:
+                node.resume()
+            session.commit_transaction()
+        assert db.inbox.count_documents({}) == 1
 
 
 def test_it_commits_and_rolls_back_with_the_producer(client: MongoClient[dict[str, Any]], settings: Settings):
