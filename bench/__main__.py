@@ -6,6 +6,7 @@ because its system lost an event, say; a target that is not met is a result.
 
 import argparse
 import os
+import signal
 import sys
 import time
 import traceback
@@ -84,4 +85,8 @@ def _arguments() -> argparse.Namespace:
 
 if __name__ == "__main__":
     os.environ.setdefault("NO_COLOR", "1")
-    sys.exit(main())
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that folders and processes are put away
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
