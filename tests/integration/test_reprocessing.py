@@ -338,6 +338,37 @@ def test_other_content_is_decided_about_when_it_has_been_processed(plant):
     assert (plant.effects(), plant.failures(), ledger(plant)["rejected"]) == ({K: 2}, {}, ["d2"])
 
 
+@pytest.mark.parametrize("handlers", [(), (count_effect,), (count_async,)], ids=["stored", "sync", "async"])
+@pytest.mark.parametrize("again", [False, True], ids=["withdrawn", "and-reopened"])
+def test_a_listener_that_looked_before_it_was_withdrawn_commits_nothing(plant, handlers, again):
+    """G3: its generation is over, though the key may be reopened once more."""
+    late, other = plant.listener("listener-1", *handlers), plant.listener("listener-2", *handlers)
+    process(other, plant.accept(entry(K), entry("k~2")))
+    reopen(plant)
+    refute_mark(plant)
+    look = late.ledger.look
+
+    def look_then_withdraw(keys: Any) -> Any:
+        late.ledger.look = look  # type: ignore[method-assign]
+        found = look(keys)
+        Decisions.on(plant.db).discard(K, "d1")
+        if again:
+            reopen(plant)
+        return found
+
+    late.ledger.look = look_then_withdraw  # type: ignore[method-assign]
+    tally = process(late, plant.retry(entry(K)))
+
+    assert (tally.won, tally.failed) == (0, 0)
+    assert plant.effects() == ({K: 1, "k~2": 1} if handlers else {})
+    assert ledger(plant).get("recommits", 0) == 0
+    if again:
+        assert plant.failures() == {(K, "d1"): "retrying"}
+        plant.redis.flushdb()
+        assert process(other, plant.retry(entry(K))).won == 1
+    assert (plant.failures(), ledger(plant)["listener"]) == ({}, "listener-2")
+
+
 def test_of_two_commands_at_once_one_wins_and_the_other_says_so(plant):
     process(plant.listener("listener-1", count_effect), plant.accept(entry(K)))
     together = threading.Barrier(4)
