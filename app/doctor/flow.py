@@ -69,14 +69,17 @@ def examine_deployment(findings: Findings, deployment: str | None, settings: Set
     """Check whether Redis and MongoDB belong together."""
     client = redis_server.connect(settings.redis_url, settings)
     with closing(client):
-        found = redis_server.allowed(lambda: list(client.scan_iter(match="dedup:{*}:=nodes", count=10_000)))
-        if found is None:
+        scanned = redis_server.scan(client, "dedup:{*}:=nodes")
+        if scanned is None:
             findings.hidden(
                 "deployment", "SCAN", f"that all processes use the same MongoDB database; its deployment is {deployment or 'not made yet'}"
             )
             return
-        ids = sorted(match[1].decode(errors="replace") for key in found if (match := _DEPLOYMENT.fullmatch(key)))
-        alive = [other for other in ids if other != deployment and _alive(client, other, settings)]
+        found, complete = scanned
+        ids = {match[1].decode(errors="replace") for key in found if (match := _DEPLOYMENT.fullmatch(key))}
+        if deployment and client.exists(f"dedup:{{{deployment}}}:=nodes"):
+            ids.add(deployment)
+        alive = [other for other in sorted(ids) if other != deployment and _alive(client, other, settings)]
     if alive:
         seen = f"MongoDB is deployment {deployment or '(not made yet)'}; in this Redis listeners live that work for {', '.join(alive)}"
         remedy = "right, if two systems share this Redis. Else processes use different databases, or the database was dropped under them: compare DEDUP_MONGO_URL"
@@ -87,9 +90,9 @@ def examine_deployment(findings: Findings, deployment: str | None, settings: Set
     elif deployment is None:
         findings.ok("deployment", "not made yet: no process has used this database")
     else:
-        findings.ok(
-            "deployment", f"{deployment}, in MongoDB{' and Redis' if deployment in ids else '; no listener has been heard of in Redis'}"
-        )
+        where = " and Redis" if deployment in ids else "; no listener has been heard of in Redis"
+        partly = "" if complete else "; whether others share this Redis is not known, for it holds too many keys to look at"
+        findings.ok("deployment", f"{deployment}, in MongoDB{where}{partly}")
 
 
 def _alive(client: Any, deployment: str, settings: Settings) -> bool:
@@ -183,12 +186,11 @@ def _at_broker(channel: Any, settings: Settings) -> Iterator[str]:
     if not settings.broker_url.startswith(("redis", "unix", "valkey")):
         return
     try:
-        found = redis_server.allowed(
-            lambda: [key for key in channel.client.scan_iter(match="events.*", count=10_000) if channel.client.type(key) == b"list"]
-        )
+        scanned = redis_server.scan(channel.client, "events.*")
+        keys = [key for key in scanned[0] if channel.client.type(key) == b"list"] if scanned else []
     except RedisError:
         return
-    for key in found or ():
+    for key in keys:
         queue = key.decode(errors="replace").partition("\x06")[0]
         if queue != RECOVERY_QUEUE:
             yield queue

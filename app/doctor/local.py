@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 
 from app.doctor.findings import Findings
+from app.embedded.serverinfo import recorded_servers
 from app.errors import PolicyError
 from app.events.policies import Policies
 from app.settings import Settings
@@ -40,6 +41,9 @@ class Declared:
 
 def examine(findings: Findings, settings: Settings) -> Declared:
     """Check what needs no server."""
+    embedded = recorded_servers(settings.home)
+    if embedded is not None and embedded.mongo_url == settings.mongo_url:
+        findings.ok("servers", f"embedded ones in {settings.home}, started by process {embedded.owner.pid}: for trying out and for tests")
     longest_s = _policies(findings, settings)
     transactional = _handlers(findings, settings)
     _timeouts(findings, settings, longest_s)

@@ -2,6 +2,7 @@
 an access list often may not use CONFIG.
 """
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ from app.doctor.findings import Findings, skew
 from app.settings import Settings
 
 OLDEST = {"Redis": (7, 0), "Valkey": (8, 0)}
+SCAN_S = 3.0
 FULL = 0.9
 """Above this share of ``maxmemory`` it is nearly full."""
 
@@ -84,6 +86,23 @@ def allowed(call: Callable[[], Any]) -> Any:
         if "unknown command" in str(error).lower() or "not allowed" in str(error).lower():
             return None
         raise
+
+
+def scan(client: Client, pattern: str) -> tuple[list[bytes], bool] | None:
+    """Keys that match, and whether all keys were looked at; for some seconds at most, since marks of done may be millions.
+
+    None when this user may not look.
+    """
+    found: list[bytes] = []
+    cursor, give_up_at = 0, time.monotonic() + SCAN_S
+    while True:
+        answer = allowed(functools.partial(client.scan, cursor, match=pattern, count=5_000))
+        if answer is None:
+            return None
+        cursor, keys = answer
+        found += keys
+        if cursor == 0 or time.monotonic() > give_up_at:
+            return found, cursor == 0
 
 
 def _version(findings: Findings, info: Info, name: str) -> None:
