@@ -37,6 +37,8 @@ _HEADS = 2_000
 """At least so many batches are looked at in one sweep: more than the queues hold."""
 _NOTHING = frozenset({""})
 """Types of a batch that is not parked: no type is empty, so this is no part of the paused ones."""
+_APART_S = 60.0
+"""So long a batch is passed over whose events only another version can read: by a sweeper of this one, nothing can be done for it."""
 _CHUNK_BATCHES = 20
 _DOUBTFUL_PER_SWEEP = 20
 
@@ -78,6 +80,7 @@ class Outbox:
         self._parked: dict[str, frozenset[str]] = {}
         self._refused: set[str] = set()
         self._events_refused = False
+        self._apart: dict[str, float] = {}
         self._odd_is_ours = False
         self.recovery = RecoveryHistory()
         """What was sent to the recovery queue; others who send there say so."""
@@ -94,7 +97,7 @@ class Outbox:
         Raises:
             TransientError: a server is away.
         """
-        found = self._heads()
+        found = self._heads(now)
         heads = [head for head in found if head["_id"] not in self._parked]
         report.waiting, report.parked = len(found), len(self._parked)
         self._batches.observe(((head["_id"], head["forwards"]) for head in heads), now)
@@ -112,16 +115,17 @@ class Outbox:
             if room <= 0 and number:
                 report.more = True
                 return
-            room -= self._settle(report, chunk, room)
+            room -= self._settle(report, chunk, room, now)
 
     def _share(self, room: int, others: int) -> int:
         """So much room is the inbox's: half of it where others want some, so that neither waits for the other's backlog to end."""
         self._odd_is_ours = not self._odd_is_ours
         return room - min(others, (max(room, 0) + (not self._odd_is_ours)) // 2)
 
-    def _heads(self) -> list[Document]:
-        """The oldest batches; parked ones, and those of other versions, do not take the place of others."""
+    def _heads(self, now: float) -> list[Document]:
+        """The oldest batches; parked ones, and what other versions wrote, do not take the place of others."""
         found: list[Document] = []
+        self._apart = {batch: until for batch, until in self._apart.items() if until > now}
         paused = self._pauses.paused()
         limit = max(_HEADS, 3 * self._settings.queue_high_water)
         while True:
@@ -129,10 +133,11 @@ class Outbox:
             found += page
             parked = {h["_id"]: self._parked[h["_id"]] for h in found if self._parked.get(h["_id"], _NOTHING) <= paused}
             unknown = [head for head in found if head.get("v") != MESSAGE_VERSION]
-            if len(page) < limit or len(found) - len(parked) - len(unknown) >= limit:
+            known = [head for head in found if head.get("v") == MESSAGE_VERSION and head["_id"] not in self._apart]
+            if len(page) < limit or len(known) - len(parked) >= limit:
                 self._parked = parked
                 self._refuse(unknown)
-                return [head for head in found if head.get("v") == MESSAGE_VERSION]
+                return known
 
     def _refuse(self, unknown: list[Document]) -> None:
         """Say once of each version that its batches are left to a sweeper that knows it."""
@@ -168,7 +173,7 @@ class Outbox:
         yield from _chunks(free, _CHUNK_BATCHES)
         yield from _chunks(doubtful[:_DOUBTFUL_PER_SWEEP], _CHUNK_BATCHES)
 
-    def _settle(self, report: Report, heads: list[Document], room: int) -> int:
+    def _settle(self, report: Report, heads: list[Document], room: int, now: float) -> int:
         """Remove those batches that are finished, send those again that nobody has. Returns how many were sent."""
         entries = self._inbox.entries_of([head["_id"] for head in heads])
         pairs = list({(key, digest) for events in entries.values() for key, digest, _ in events})
@@ -196,6 +201,8 @@ class Outbox:
             if not going:
                 if readable == unfinished:
                     self._parked[head["_id"]] = frozenset(kind for _, _, kind in unfinished)
+                else:
+                    self._apart[head["_id"]] = now + _APART_S
                 continue
             free = set(in_no_hands([(key, digest) for key, digest, _ in going], claimed))
             if free:

@@ -91,6 +91,24 @@ def test_the_sweeper_leaves_them_to_one_that_knows_and_goes_on_with_the_rest(pla
     assert sorted(line["event"] for line in logs if line["log_level"] == "error") == ["event.refused", "failure.refused"]
 
 
+def test_many_of_them_do_not_hide_what_comes_behind(make_settings, monkeypatch):
+    monkeypatch.setattr("broadcaster.sweeper.outbox._HEADS", 3)
+    with place_of(make_settings(lease_ms=300, grace_ms=100, heartbeat_ms=100, listener_grace_s=60, queue_high_water=1)) as place:
+        for number in range(8):
+            newer_failure(place, f"failed-{number}")
+            place.accept(f"failed-{number}")
+        place.accept("well")
+        now = [0.0]
+        sweeper = Sweeper(place.settings, place.db, place.redis, place.app, clock=lambda: now[0])
+        for _ in range(20):
+            now[0] += 0.2
+            place.beat("listener-1")
+            sweeper.sweep()
+        sweeper.close()
+        assert keys_of(place.queue("events.recovery")) == [["well"]]
+        assert place.db.inbox.count_documents({}) == 9
+
+
 @pytest.mark.parametrize("where", ["failures", "ledger"])
 def test_a_listener_leaves_such_an_event(settings, redis_client, where: str):
     def raising(event: Any, context: Any) -> None:
