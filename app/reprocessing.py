@@ -77,7 +77,8 @@ def reprocess(db: Database[Document], key: str, *, by: str, reason: str) -> Form
 
     Raises:
         ReprocessingRefused: it is not processed, is being processed again, was discarded, or MongoDB has no transactions.
-        StoreUnavailable, CommitUnknown: MongoDB is away; the command may be repeated, and then says whether it was done.
+        StoreUnavailable, CommitUnknown: MongoDB is away. Repeated, the command says whether it was done; but where the event has been processed
+            again by then, it is a decision of its own: the event's story tells.
     """
     inside = db.with_options(read_concern=ReadConcern(), write_concern=WriteConcern())
 
@@ -194,4 +195,10 @@ def _reopen(db: Database[Document], found: Any, session: ClientSession, *, by: s
         "reason": f"to be processed again: {reason}",
         "generation": generation,
     }
-    db["failures"].replace_one({"_id": failure_id(found["_id"], found["digest"])}, failure, upsert=True, session=session)
+    me = {"_id": failure_id(found["_id"], found["digest"])}
+    there = db["failures"].find_one(me, {"v": 1}, session=session)
+    if there is not None and there.get("v") != MESSAGE_VERSION:
+        raise ReprocessingRefused(
+            f"{found['_id']} failed under another version of this software, which this one does not know: upgrade it first"
+        )
+    db["failures"].replace_one(me, failure, upsert=True, session=session)

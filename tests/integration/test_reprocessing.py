@@ -19,6 +19,7 @@ from app.samples import TYPE as DEPARTURE
 from app.settings import Settings
 from app.stack import environment_of
 from app.stores import mongo
+from app.stores.failures import failure_id
 from app.stores.records import utc_now
 from tests.support.pipelines import TYPE, Plant, count_effect, entry, plant_on
 from workers.handlers import Handler, PermanentFailure
@@ -367,6 +368,16 @@ def test_a_listener_that_looked_before_it_was_withdrawn_commits_nothing(plant, h
         plant.redis.flushdb()
         assert process(other, plant.retry(entry(K))).won == 1
     assert (plant.failures(), ledger(plant)["listener"]) == ({}, "listener-2")
+
+
+def test_a_failure_of_another_version_is_left_alone(plant):
+    process(plant.listener("listener-1", count_effect), plant.accept(entry(K)))
+    foreign = {"_id": failure_id(K, "d1"), "v": 2, "key": K, "digest": "d1", "state": "parked"}
+    plant.db["failures"].insert_one(foreign)
+    with pytest.raises(ReprocessingRefused, match="another version"):
+        reopen(plant)
+    assert plant.db["failures"].find_one() == foreign
+    assert "reopened" not in ledger(plant)
 
 
 def test_of_two_commands_at_once_one_wins_and_the_other_says_so(plant):
