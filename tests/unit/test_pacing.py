@@ -1,0 +1,62 @@
+"""When small documents may begin, on a clock that the test moves."""
+
+import pytest
+
+from broadcaster.pacing import BURST, LARGE, PER_S, Pace
+
+
+class Clock:
+    """Seconds; stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def begun_now(pace: Pace, events: int) -> int:
+    """How many documents of so many events begin before one has to wait, of a thousand."""
+    return next((number for number in range(1_000) if pace.wait_s(events)), 1_000)
+
+
+def test_after_a_quiet_time_a_burst_goes_at_once(clock: Clock) -> None:
+    assert begun_now(Pace(clock), 1) == BURST
+    clock.now += 3_600
+    assert begun_now(Pace(clock), 1) == BURST, "however long the quiet time was"
+
+
+def test_then_so_many_a_second(clock: Clock) -> None:
+    pace = Pace(clock)
+    begun_now(pace, 1)
+    begun = 0
+    for _ in range(1_000):
+        clock.now += 0.001
+        begun += pace.wait_s(1) == 0
+    assert PER_S <= begun <= PER_S * 1.05
+
+
+def test_whoever_waits_as_long_as_it_says_goes(clock: Clock) -> None:
+    pace = Pace(clock)
+    begun_now(pace, 1)
+    clock.now += pace.wait_s(1) + 1e-9
+    assert pace.wait_s(1) == 0
+
+
+def test_the_more_events_the_less_it_waits_and_large_ones_never(clock: Clock) -> None:
+    pace = Pace(clock)
+    begun_now(pace, 1)
+    assert pace.wait_s(1) > pace.wait_s(LARGE // 2) > 0
+    assert begun_now(pace, LARGE) == begun_now(pace, 500) == 1_000
+
+
+def test_a_steady_stream_below_the_rate_never_waits(clock: Clock) -> None:
+    pace = Pace(clock)
+    for _ in range(10_000):
+        clock.now += 1.001 / PER_S
+        assert pace.wait_s(1) == 0
