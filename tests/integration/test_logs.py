@@ -232,7 +232,7 @@ def _as_before() -> Iterator[None]:
 
 def test_libraries_and_we_have_one_form(written):
     structlog.get_logger("workers.run").warning("claim.lost", key="k", token=7)
-    logging.getLogger("celery.worker.strategy").info("Task %(name)s[%(id)s] received", {"name": "n", "id": "k/listener-1"})
+    logging.getLogger("celery.worker.strategy").warning("Task %(name)s[%(id)s] received", {"name": "n", "id": "k/listener-1"})
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.warn("mind this", stacklevel=1)
@@ -265,7 +265,7 @@ def test_errors_are_told_by_their_types_and_tracebacks_without_their_texts(writt
         )
         as_asyncio_says_it = f"Task exception was never retrieved\nfuture: {error!r}"
         logging.getLogger("asyncio").error(as_asyncio_says_it, exc_info=error)
-    logging.getLogger("celery.app.trace").info("Task %(id)s: %(return_value)s", {"id": "t", "return_value": f"'won 1; result {MARKER}'"})
+    logging.getLogger("celery.app.trace").warning("Task %(id)s: %(return_value)s", {"id": "t", "return_value": f"'won 1; result {MARKER}'"})
     logging.getLogger("celery.worker.consumer").error(
         "Cannot connect to %s: %s", "redis", ConnectionRefusedError(111, "Connection refused")
     )
