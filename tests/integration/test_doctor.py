@@ -247,7 +247,7 @@ def test_an_old_sweep_a_stuck_inbox_and_a_skewed_listener(deployed):
         client.hset(f"{prefix}nodes", "listener-1@h#1", json.dumps(beat | {"clock_ms": beat["at_ms"] - 40_000}))
         Inbox(db).write([inbox_document("b1", [entry("k")], door="http", accepted_at=utc_now().replace(year=2020))])
     seen = by_check(examine(deployed))
-    assert "100 s ago" in seen["sweeper"].seen
+    assert re.search(r"\b1\d\d s ago", seen["sweeper"].seen)
     assert "40.000 s behind Redis'" in seen["listeners.clock"].seen
     assert {"sweeper", "listeners.clock", "capacity"} <= problems(examine(deployed))
 
