@@ -216,14 +216,22 @@ def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[dict[
 
 @contextmanager
 def _as_before() -> Iterator[None]:
-    """What ``configure`` changes in this process is as it was afterwards."""
+    """What ``configure`` changes in this process is as it was afterwards; what others did to libraries' loggers is undone meanwhile."""
     root = logging.getLogger()
+    loggers = [logger for logger in logging.Logger.manager.loggerDict.values() if isinstance(logger, logging.Logger)]
+    kept = [(logger, logger.handlers[:], logger.level, logger.propagate, logger.disabled) for logger in loggers]
+    for logger in loggers:
+        logger.handlers[:], logger.propagate, logger.disabled = [], True, False
+        logger.setLevel(logging.NOTSET)
     handlers, level, hooks = root.handlers[:], root.level, (sys.excepthook, threading.excepthook)
     try:
         yield
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)
+        for logger, its_handlers, its_level, logger.propagate, logger.disabled in kept:
+            logger.handlers[:] = its_handlers
+            logger.setLevel(its_level)
         sys.excepthook, threading.excepthook = hooks
         logging.captureWarnings(capture=False)
         structlog.reset_defaults()
