@@ -1,14 +1,14 @@
 """How often a small inbox document may begin: quick while it is quiet, together while it is busy.
 
 Each document costs every listener a task, whether it holds one event or 500. So single events go at once as long as there are few of them;
-when more come, each document waits for the next ones, a hundredth of a second at most with the numbers below, and holds what came meanwhile.
+when more come, each document waits for the next ones, a fiftieth of a second at most with the numbers below, and holds what came meanwhile.
 A document that is large anyway waits for nothing.
 """
 
 import time
 from collections.abc import Callable
 
-PER_S = 100
+PER_S = 50
 """Documents of one event that may begin in a second, for as long as one likes."""
 BURST = 20
 """And so many at once after a quiet time."""
