@@ -12,7 +12,7 @@ PER_S = 50
 """Documents of one event that may begin in a second, for as long as one likes."""
 BURST = 20
 """And so many at once after a quiet time."""
-LARGE = 50
+LARGE = 250
 """Events from which on a document costs nothing; one of half as many costs half."""
 
 
