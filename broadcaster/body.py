@@ -11,11 +11,15 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager, contextmanager
+from typing import TypeVar
 
+import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
 from app.errors import InboxFull, InvalidEvent, StoreUnavailable
+
+Form = TypeVar("Form")
 
 READ_TIMEOUT_S = 30.0
 """A body that has not arrived by then is given up: a client must not hold a connection by sending slowly."""
@@ -185,6 +189,26 @@ async def _unpacked(packed: bytes, share: Share, *, limit: int, unpackers: Execu
     if gzip.unused_data:
         raise InvalidEvent("the body goes on after its gzip data", status=400, field="Content-Encoding")
     return b"".join(pieces)
+
+
+def in_form(body: bytes, form: type[Form], rule: str, *, field: str | None = None) -> Form:
+    """A body of JSON as a struct.
+
+    Args:
+        body: the text.
+        form: of what it must be.
+        rule: what it must be, for whoever sent something else.
+        field: named in the refusal.
+
+    Raises:
+        InvalidEvent: 400, it is not JSON; 422, it is of another form.
+    """
+    try:
+        return msgspec.json.decode(body, type=form)
+    except msgspec.ValidationError as error:
+        raise InvalidEvent(f"{rule}: {error}", field=field) from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise InvalidEvent("the body is not JSON", status=400) from None
 
 
 def _too_long(limit: int) -> InvalidEvent:

@@ -17,11 +17,11 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from app import samples
-from app.errors import InvalidEvent
 from app.events.event import Event
 from app.events.parsing import IDEMPOTENCY_KEY, EventParser
 from app.settings import Settings
 from broadcaster.answers import Json, receipt_view
+from broadcaster.body import in_form
 from broadcaster.ingress import Ingress
 from broadcaster.limits import client_of
 from broadcaster.problems import RESPONSES
@@ -68,7 +68,9 @@ class Doors:
         if not self._settings.loopback:
             raise HTTPException(403, "sample events are off outside loopback addresses")
         with self._reception.budget.share(client_of(request.scope)) as share:
-            order = _burst(await self._reception.body(request, share, limit=1_000))
+            order = in_form(
+                await self._reception.body(request, share, limit=1_000), Burst, "the body must be like {'count': 100}", field="count"
+            )
         start = self._next_sample if order.start is None else order.start
         batches: list[str] = []
         accepted = 0
@@ -92,15 +94,6 @@ class Doors:
         rows += samples.flights(count - len(rows))
         size = self._settings.max_batch_events
         return [self._parser.values(rows[at : at + size]) for at in range(0, len(rows), size)]
-
-
-def _burst(body: bytes) -> Burst:
-    try:
-        return msgspec.json.decode(body, type=Burst)
-    except msgspec.ValidationError as error:
-        raise InvalidEvent(f"the body must be like {{'count': 100}}: {error}", field="count") from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        raise InvalidEvent("the body is not JSON", status=400) from None
 
 
 _BURST_BODY: dict[str, Any] = {

@@ -20,9 +20,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from app.decisions import DecisionRefused, Decisions
-from app.errors import InvalidEvent
 from app.stores.mongo import Document, translated
 from broadcaster.answers import Json
+from broadcaster.body import in_form
 from broadcaster.limits import client_of
 from broadcaster.problems import RESPONSES
 from broadcaster.reception import Reception
@@ -72,7 +72,9 @@ class FailureRoutes:
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise HTTPException(415, "a decision is application/json")
         with self._reception.budget.share(client_of(request.scope)) as share:
-            order = _order(await self._reception.body(request, share, limit=MAX_BODY))
+            order = in_form(
+                await self._reception.body(request, share, limit=MAX_BODY), Decision, "a decision names decision, key and digest"
+            )
         try:
             done = await asyncio.to_thread(self._decisions.by_name()[order.decision], order.key, order.digest)
         except DecisionRefused as error:
@@ -83,15 +85,6 @@ class FailureRoutes:
     def _find(self, query: dict[str, Any], limit: int) -> list[Document]:
         with translated("listing failures"):
             return list(self._db["failures"].find(query, _HIDDEN).sort("updated_at", -1).limit(limit).max_time_ms(2_000))
-
-
-def _order(body: bytes) -> Decision:
-    try:
-        return msgspec.json.decode(body, type=Decision)
-    except msgspec.ValidationError as error:
-        raise InvalidEvent(f"a decision names decision, key and digest: {error}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        raise InvalidEvent("the body is not JSON", status=400) from None
 
 
 _BODY: dict[str, Any] = {
