@@ -12,13 +12,13 @@ from app.cli.main import exit_code
 from app.events.event import Event
 from app.presence import Beat, Presence, remember_listener
 from app.settings import Settings
-from app.stack import environment_of
 from app.stores import mongo
 from app.stores.failures import Failures, Origin, Problem
 from app.stores.inbox import Inbox
 from app.stores.ledger import Ledger
 from app.stores.meta import deployment_id
 from app.stores.records import entry_of, inbox_document, utc_now
+from tests.support.servers import use_settings
 
 EVENT = Event(key="id~s~1", digest="d1", type="order.paid", source="s", id="1", data={"note": "\x1b[2J"})
 
@@ -29,9 +29,7 @@ def on_stores(monkeypatch, tmp_path):
     opened = []
 
     def open_(settings: Settings):
-        for name, value in environment_of(settings).items():
-            if name.startswith("DEDUP_"):
-                monkeypatch.setenv(name, value)
+        use_settings(monkeypatch, settings)
         monkeypatch.chdir(tmp_path)
         opened.append(mongo.connect(settings, role="test"))
         return opened[-1]

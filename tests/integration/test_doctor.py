@@ -25,13 +25,12 @@ from app.embedded.mongod import MongodServer
 from app.naming import queue_of
 from app.presence import Beat, Presence
 from app.settings import Settings
-from app.stack import environment_of
 from app.stores import mongo
 from app.stores.inbox import Inbox
 from app.stores.meta import deployment_id
 from app.stores.records import inbox_document, utc_now
 from tests.support.pipelines import entry
-from tests.support.servers import fresh_settings
+from tests.support.servers import fresh_settings, use_settings
 from tests.support.waiting import eventually
 
 
@@ -55,9 +54,7 @@ def here(monkeypatch, tmp_path) -> Callable[[Settings], Settings]:
 
     def let(settings: Settings) -> Settings:
 
-        for name, value in environment_of(settings).items():
-            if name.startswith("DEDUP_"):
-                monkeypatch.setenv(name, value)
+        use_settings(monkeypatch, settings)
         monkeypatch.chdir(tmp_path)
         return settings
 

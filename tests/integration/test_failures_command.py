@@ -6,19 +6,17 @@ from datetime import timedelta
 import pytest
 
 from app.cli.main import exit_code
-from app.stack import environment_of
 from app.stores import mongo
 from app.stores.failures import Failures, Origin, Problem
 from app.stores.records import utc_now
 from tests.support.pipelines import entry
+from tests.support.servers import use_settings
 
 
 @pytest.fixture
 def db(settings, monkeypatch, tmp_path):
     """Five failures: three dead for two reasons and of two types, one retrying, one conflict; ``o1`` and ``o2`` are old."""
-    for name, value in environment_of(settings).items():
-        if name.startswith("DEDUP_"):
-            monkeypatch.setenv(name, value)
+    use_settings(monkeypatch, settings)
     monkeypatch.chdir(tmp_path)
     made = mongo.connect(settings, role="test")
     failures, origin = Failures(made), Origin(batch="b", accepted_at=utc_now(), listener="listener-1", token=1)

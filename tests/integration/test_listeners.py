@@ -11,9 +11,9 @@ from app.listeners import ListenerLives, UnknownListener, forget
 from app.naming import RECOVERY_QUEUE, queue_of
 from app.presence import Beat, known_listeners, remember_listener
 from app.settings import Settings
-from app.stack import environment_of
 from broadcaster.sweeper.sweeper import Sweeper
 from tests.support.bridging import Place, place_of
+from tests.support.servers import use_settings
 
 OLD_MS = 3_600_000
 
@@ -93,9 +93,7 @@ def test_retirement_removes_the_same(place):
 
 def test_the_commands_say_what_they_did(place, monkeypatch, tmp_path, capsys):
     # The broker's settings of this process are of whoever imported celeryconfig first; a queue of its own is not needed here.
-    for name, value in environment_of(place.settings).items():
-        if name.startswith("DEDUP_"):
-            monkeypatch.setenv(name, value)
+    use_settings(monkeypatch, place.settings)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "app.celery", type("module", (), {"app": place.app}))
     silent(place, "gone")
@@ -129,9 +127,7 @@ def test_a_heartbeat_that_cannot_be_read_hides_no_other(place):
 
 
 def test_nothing_is_said_to_listen_where_none_does(settings: Settings, monkeypatch, tmp_path, capsys):
-    for name, value in environment_of(settings).items():
-        if name.startswith("DEDUP_"):
-            monkeypatch.setenv(name, value)
+    use_settings(monkeypatch, settings)
     monkeypatch.chdir(tmp_path)
     with place_of(settings) as here:
         monkeypatch.setitem(sys.modules, "app.celery", type("module", (), {"app": here.app}))

@@ -17,13 +17,14 @@ from app.decisions import DecisionRefused, Decisions
 from app.reprocessing import ReprocessingRefused, reprocess
 from app.samples import TYPE as DEPARTURE
 from app.settings import Settings
-from app.stack import environment_of
 from app.stores import mongo
 from app.stores.failures import failure_id
 from app.stores.records import utc_now
-from tests.support.pipelines import TYPE, Plant, count_effect, entry, plant_on
+from tests.support.pipelines import TYPE, Gate, Plant, count_effect, entry, plant_on
+from tests.support.servers import use_settings
 from workers.handlers import Handler, PermanentFailure
 from workers.pipeline import process
+from workers.runtime import Runtime
 
 K = "k~1"
 
@@ -51,6 +52,17 @@ def ledger(plant: Plant, key: str = K) -> dict[str, Any]:
 def reopen(plant: Plant, key: str = K) -> None:
     """What the command does, without its look at Redis: the mark of done stays."""
     reprocess(plant.db, key, by="ann@host", reason="wrong handler")
+
+
+def recommit_behind(gate: Gate, runtime: Runtime) -> None:
+    """Let a listener's next commit in the place of a reopened document wait at a gate."""
+    recommit = runtime.ledger.recommit
+
+    def late(*arguments: Any) -> bool:
+        gate.pass_through()
+        return recommit(*arguments)
+
+    runtime.ledger.recommit = late  # type: ignore[method-assign]
 
 
 def refute_mark(plant: Plant, key: str = K) -> None:
@@ -175,13 +187,7 @@ def test_of_two_winners_that_both_found_it_reopened_one_commits(plant, handlers)
     refute_mark(plant)
     gate = plant.gate()
     slow, quick = plant.listener("listener-1", *handlers), plant.listener("listener-2", *handlers)
-    recommit = slow.ledger.recommit
-
-    def recommit_late(*arguments: Any) -> bool:
-        gate.pass_through()
-        return recommit(*arguments)
-
-    slow.ledger.recommit = recommit_late  # type: ignore[method-assign]
+    recommit_behind(gate, slow)
     late = plant.start(slow, plant.retry(entry(K)))
     gate.wait_entered()
     plant.redis.flushdb()
@@ -199,13 +205,7 @@ def test_a_slow_winner_of_a_reopening_does_not_commit_for_the_next_one(plant):
     refute_mark(plant)
     gate = plant.gate()
     slow, quick = plant.listener("listener-1", count_effect), plant.listener("listener-2", count_effect)
-    recommit = slow.ledger.recommit
-
-    def recommit_late(*arguments: Any) -> bool:
-        gate.pass_through()
-        return recommit(*arguments)
-
-    slow.ledger.recommit = recommit_late  # type: ignore[method-assign]
+    recommit_behind(gate, slow)
     late = plant.start(slow, plant.retry(entry(K)))
     gate.wait_entered()
     plant.redis.flushdb()
@@ -404,9 +404,7 @@ def test_of_two_commands_at_once_one_wins_and_the_other_says_so(plant):
 
 @pytest.fixture
 def command(plant, monkeypatch, tmp_path) -> Any:
-    for name, value in environment_of(plant.settings).items():
-        if name.startswith("DEDUP_"):
-            monkeypatch.setenv(name, value)
+    use_settings(monkeypatch, plant.settings)
     monkeypatch.chdir(tmp_path)
     return lambda *arguments: exit_code(["reprocess", *arguments])
 

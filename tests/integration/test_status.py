@@ -20,7 +20,6 @@ from app.glance import percentile
 from app.leases import Lease
 from app.naming import RECOVERY_QUEUE, queue_of
 from app.presence import Beat, Presence
-from app.stack import environment_of
 from app.stores import mongo
 from app.stores.failures import Failures, Origin, Problem
 from app.stores.inbox import Inbox
@@ -29,15 +28,13 @@ from app.stores.meta import deployment_id
 from app.stores.mongo import server_now
 from app.stores.records import inbox_document
 from tests.support.pipelines import entry
-from tests.support.servers import environment
+from tests.support.servers import environment, use_settings
 from tests.support.waiting import eventually
 
 
 @pytest.fixture
 def db(settings, monkeypatch, tmp_path):
-    for name, value in environment_of(settings).items():
-        if name.startswith("DEDUP_"):
-            monkeypatch.setenv(name, value)
+    use_settings(monkeypatch, settings)
     monkeypatch.chdir(tmp_path)
     made = mongo.connect(settings, role="test")
     yield made

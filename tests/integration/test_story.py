@@ -10,13 +10,13 @@ import pytest
 from app.cli.main import exit_code
 from app.decisions import Decisions
 from app.reprocessing import reprocess
-from app.stack import environment_of
 from app.stores import mongo
 from app.story import story_of
 from app.telling import steps_of
 from broadcaster.answers import encode
 from broadcaster.lookup import find_event
 from tests.support.pipelines import Plant, count_effect, entry, plant_on
+from tests.support.servers import use_settings
 from workers.pipeline import process
 
 K = "k~1"
@@ -103,9 +103,7 @@ def test_everything_that_happened_to_one_event(plant, monkeypatch, tmp_path, cap
     assert sum(text.startswith("processed by") for text in told) == 2
 
     # And the command line says the same, with the traceback, harmless to a terminal
-    for name, value in environment_of(plant.settings).items():
-        if name.startswith("DEDUP_"):
-            monkeypatch.setenv(name, value)
+    use_settings(monkeypatch, plant.settings)
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
     assert exit_code(["inspect", K]) == 0

@@ -18,6 +18,7 @@ from app.embedded.ports import free_port
 from app.embedded.servers import EmbeddedServers
 from app.errors import ServerStartError
 from app.settings import PREFIX, Settings, load_settings
+from app.stack import environment_of
 
 TEST_DATABASES = 512
 """Numbered databases of a test's Valkey: a test takes two, one for claims and one for the broker."""
@@ -80,6 +81,13 @@ def remove_data(settings: Settings) -> None:
     for url in (settings.redis_url, settings.broker_url):
         with Redis.from_url(url, socket_timeout=5.0) as redis:
             redis.flushdb()
+
+
+def use_settings(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
+    """Let this process read these settings from its environment, as a command does."""
+    for name, value in environment_of(settings).items():
+        if name.startswith(PREFIX):
+            monkeypatch.setenv(name, value)
 
 
 def environment(settings: Settings | None = None) -> dict[str, str]:
