@@ -1,13 +1,18 @@
-"""What the broadcaster announces, and what a Celery task carries: batch id, keys and digests, never bodies.
+"""What the broadcaster announces, and what a Celery task carries: batch ids, keys and digests, never bodies.
+
+An announcement is of one batch. A delivery is of one, or of several small ones that travel together (:mod:`broadcaster.together`), in which
+a key stands once.
 
 | field | type | in an announcement | in a delivery | meaning |
 |---|---|---|---|---|
 | ``v`` | int | x | x | version |
-| ``batch`` | str or None | x | x | inbox batch; None: the bodies are in ``failures`` |
+| ``batch`` | str or None | x | x | inbox batch, the first of several; None: the bodies are in ``failures`` |
 | ``keys``, ``digests`` | lists of str | x | x | the events, in the batch's order |
 | ``types`` | list of str | x | x | distinct event types |
 | ``type_of`` | list of int | x | x | index into ``types`` for each event; absent when there is one type |
 | ``accepted_ms`` | int | x | x | when a door took the batch |
+| ``bytes`` | int or None | x | | what its events take in the inbox; absent: unknown |
+| ``parts`` | list of [str, int, int] | | x | for each of several batches: its id, how many of the events are its, ``accepted_ms``; absent for one |
 | ``deployment`` | str | | x | whose claims to use |
 | ``seq`` | int | | x | order of forwarding; 0 on the recovery queue |
 | ``forwards`` | int | | x | how often the batch has been sent, this time included |
@@ -16,28 +21,65 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import Any
+from itertools import groupby
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
 from app.errors import PermanentError
 from app.naming import MESSAGE_VERSION
 
+Announcement = dict[str, Any]
+"""As :func:`announcement` builds it."""
+
 
 class UnreadableMessage(PermanentError):
     """A message is of another version, or not of the form that this process knows; the sweeper will send its batch again."""
 
 
-class Delivery(msgspec.Struct, frozen=True, kw_only=True, dict=True):
-    """A task's message, checked. What is made of it is made once."""
+class Part(msgspec.Struct, frozen=True, array_like=True, dict=True):
+    """One of the batches of a delivery.
+
+    Attributes:
+        batch: its id; None: the bodies are in ``failures``.
+        events: how many of the delivery's events are its, in the delivery's order.
+        accepted_ms: when a door took it, in milliseconds since the epoch.
+    """
+
+    batch: str | None
+    events: Annotated[int, msgspec.Meta(ge=1)]
+    accepted_ms: int
+
+    @cached_property
+    def accepted_at(self) -> datetime:
+        """When a door took it."""
+        return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=self.accepted_ms)
+
+
+class _Listed(msgspec.Struct, frozen=True, kw_only=True, dict=True):
+    """Events, as announcements and deliveries list them."""
 
     v: int
-    batch: str | None
     keys: list[str]
     digests: list[str]
     types: list[str]
     type_of: list[int] | None = None
     accepted_ms: int
+
+
+class _Announced(_Listed, frozen=True, kw_only=True):
+    batch: str
+    bytes: int | None = None
+
+
+_Form = TypeVar("_Form", bound=_Listed)
+
+
+class Delivery(_Listed, frozen=True, kw_only=True):
+    """A task's message, checked. What is made of it is made once."""
+
+    batch: str | None
+    parts: list[Part] | None = None
     deployment: str
     seq: int
     forwards: int
@@ -51,31 +93,84 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return [(k, d, self.types[t]) for k, d, t in zip(self.keys, self.digests, self.type_of, strict=True)]
 
     @cached_property
-    def accepted_at(self) -> datetime:
-        """When a door took the batch."""
-        return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=self.accepted_ms)
+    def batches(self) -> list[Part]:
+        """The batches that its events are from, one or several."""
+        return self.parts or [Part(self.batch, len(self.keys), self.accepted_ms)]
+
+    def part_of(self, key: str) -> Part:
+        """The batch that an event is from, by its key."""
+        return self.batches[0] if len(self.batches) == 1 else self._part_by_key[key]
+
+    @cached_property
+    def _part_by_key(self) -> dict[str, Part]:
+        return dict(zip(self.keys, (part for part in self.batches for _ in range(part.events)), strict=True))
 
 
-def announcement(batch_id: str | None, events: Sequence[tuple[str, str, str]], accepted_at: datetime) -> dict[str, Any]:
-    """What goes over ``/bridge`` for a batch of ``(key, digest, type)``."""
-    types = list(dict.fromkeys(kind for _, _, kind in events))
-    message: dict[str, Any] = {
+def announcement(
+    batch_id: str | None, events: Sequence[tuple[str, str, str]], accepted_at: datetime, *, size: int | None = None
+) -> Announcement:
+    """What goes over ``/bridge`` for a batch of ``(key, digest, type)``, whose events take ``size`` bytes in the inbox."""
+    message: Announcement = {
         "v": MESSAGE_VERSION,
         "batch": batch_id,
         "keys": [key for key, _, _ in events],
         "digests": [digest for _, digest, _ in events],
-        "types": types,
+        **_typed([kind for _, _, kind in events]),
         "accepted_ms": int(accepted_at.timestamp() * 1000),
     }
-    if len(types) > 1:
-        index = {kind: i for i, kind in enumerate(types)}
-        message["type_of"] = [index[kind] for _, _, kind in events]
-    return message
+    return message if size is None else message | {"bytes": size}
 
 
-def delivery(announced: dict[str, Any], *, deployment: str, seq: int, forwards: int) -> dict[str, Any]:
-    """A task's message: an announcement, and who sends it in which order."""
-    return announced | {"deployment": deployment, "seq": seq, "forwards": forwards}
+def delivery(announced: Sequence[Announcement], *, deployment: str, seq: int, forwards: int) -> dict[str, Any]:
+    """A task's message: what was announced of one batch or of several, and who sends it in which order.
+
+    Args:
+        announced: batches that have no key in common; at least one.
+        deployment: whose claims to use.
+        seq: place in the order of forwarding; 0 on the recovery queue.
+        forwards: how often these batches have been sent, this time included.
+    """
+    message = dict(announced[0]) if len(announced) == 1 else _joined(announced)
+    message.pop("bytes", None)
+    return message | {"deployment": deployment, "seq": seq, "forwards": forwards}
+
+
+def _joined(announced: Sequence[Announcement]) -> dict[str, Any]:
+    return announced[0] | {
+        "keys": [key for one in announced for key in one["keys"]],
+        "digests": [digest for one in announced for digest in one["digests"]],
+        **_typed([kind for one in announced for kind in _types(one)]),
+        "parts": [
+            [batch, sum(len(one["keys"]) for one in same), accepted_ms]
+            for (batch, accepted_ms), same in groupby(announced, key=lambda one: (one["batch"], one["accepted_ms"]))
+        ],
+    }
+
+
+def _types(announced: Announcement) -> list[str]:
+    """The type of each event."""
+    types, of = announced["types"], announced.get("type_of")
+    return [types[number] for number in of] if of is not None else [types[0]] * len(announced["keys"])
+
+
+def _typed(kinds: Sequence[str]) -> dict[str, Any]:
+    """``types``, and ``type_of`` where there are several."""
+    index = {kind: number for number, kind in enumerate(dict.fromkeys(kinds))}
+    return {"types": list(index)} | ({"type_of": [index[kind] for kind in kinds]} if len(index) > 1 else {})
+
+
+def read_announcements(received: Any) -> tuple[list[Announcement], list[UnreadableMessage]]:
+    """Those of one message's announcements that this process can read, and what is wrong with the others."""
+    read: list[Announcement] = []
+    refused: list[UnreadableMessage] = []
+    for one in received if isinstance(received, list) else [received]:
+        try:
+            _checked(one, _Announced, "an announcement")
+        except UnreadableMessage as error:
+            refused.append(error)
+        else:
+            read.append(one)
+    return read, refused
 
 
 def read_delivery(message: Any) -> Delivery:
@@ -84,14 +179,21 @@ def read_delivery(message: Any) -> Delivery:
     Raises:
         UnreadableMessage: not of this version, or malformed.
     """
+    read = _checked(message, Delivery, "the message")
+    if read.parts is not None and (sum(part.events for part in read.parts) != len(read.keys) or len(set(read.keys)) != len(read.keys)):
+        raise UnreadableMessage("the message is malformed: its batches do not fit its keys")
+    return read
+
+
+def _checked(message: Any, form: type[_Form], what: str) -> _Form:
     version = message.get("v") if isinstance(message, dict) else None
     if version != MESSAGE_VERSION:
-        raise UnreadableMessage(f"the message has version {version!r}, this process knows {MESSAGE_VERSION}: upgrade it")
+        raise UnreadableMessage(f"{what} has version {version!r}, this process knows {MESSAGE_VERSION}: upgrade it")
     try:
-        read = msgspec.convert(message, Delivery)
+        read = msgspec.convert(message, form)
     except msgspec.ValidationError as error:
-        raise UnreadableMessage(f"the message is malformed: {error}") from error
+        raise UnreadableMessage(f"{what} is malformed: {error}") from error
     lengths = {len(read.keys), len(read.digests)} | ({len(read.type_of)} if read.type_of is not None else set())
     if len(lengths) != 1 or not read.keys or not read.types or not all(0 <= t < len(read.types) for t in read.type_of or ()):
-        raise UnreadableMessage("the message is malformed: its lists do not fit each other")
+        raise UnreadableMessage(f"{what} is malformed: its lists do not fit each other")
     return read

@@ -21,7 +21,6 @@ from socketio.exceptions import ConnectionRefusedError as Refused
 
 from app.errors import InvalidEvent
 from app.events.event import Event
-from app.messages import announcement
 from broadcaster.ingress import Stored
 from broadcaster.rooms import NAMESPACE as EVENTS
 from broadcaster.rooms import Rooms
@@ -113,7 +112,7 @@ class Emitter:
         message: list[dict[str, Any]] = []
         events = 0
         for batch in batches:
-            message.append(announcement(batch.batch, [(e.key, e.digest, e.type) for e in batch.events], batch.accepted_at))
+            message.append(batch.announcement())
             events += len(batch.events)
             if events >= MESSAGE_EVENTS:
                 self._announce_to(bridges, message)

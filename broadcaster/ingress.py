@@ -5,8 +5,7 @@ Guarantees:
   sends the same events again, and the listeners see that they are the same.
 * The events of one request lie in one inbox document, whose ``_id`` is fixed before the first try, so that a write that is
   repeated after a lost reply is recognised.
-* Group commit: an event that finds a free writer goes at once, alone; what arrives while all writers are busy, or faster than
-  small documents may begin (:mod:`broadcaster.pacing`), goes together.
+* Group commit: an event that finds a free writer goes at once, alone; what arrives while all writers are busy goes together.
 * A request that is given up by its producer is stored all the same, and cancels nobody else's.
 * Bounded: what waits in memory, what one document holds, what one write holds.
 
@@ -24,11 +23,11 @@ import structlog
 
 from app.errors import CommitUnknown, DedupError, InboxFull, InvalidEvent, PermanentError, StoreUnavailable, TransientError
 from app.events.event import Event
+from app.messages import Announcement, announcement
 from app.stores.mongo import Document
 from app.stores.records import inbox_document, new_batch_id, utc_now
 from app.stores.submission import Submission, prepare
 from broadcaster.grouping import Draft, Limits, Waiter, take_group
-from broadcaster.pacing import Pace
 
 SHARED_BYTES = 4 * 1024 * 1024
 """Requests share a document up to this size."""
@@ -54,12 +53,17 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
-    """A batch that a majority holds."""
+    """A batch that a majority holds; ``size`` is what its events take in the inbox, in bytes."""
 
     batch: str
     door: str
     accepted_at: datetime
     events: Sequence[Event]
+    size: int
+
+    def announcement(self) -> Announcement:
+        """What bridges hear of it."""
+        return announcement(self.batch, [(e.key, e.digest, e.type) for e in self.events], self.accepted_at, size=self.size)
 
 
 class Ingress:
@@ -70,7 +74,6 @@ class Ingress:
         max_events: most events of one request and of one document.
         repeat_for_s: how long an unconfirmed write is repeated before its producers are told that it is unknown.
         on_stored: told of every batch after its producers; must not wait.
-        pace: of small documents; by default one with the usual numbers.
     """
 
     def __init__(
@@ -80,7 +83,6 @@ class Ingress:
         max_events: int,
         repeat_for_s: float,
         on_stored: Callable[[list[Stored]], None],
-        pace: Pace | None = None,
     ) -> None:
         self._write = write
         self._max_events = max_events
@@ -92,9 +94,6 @@ class Ingress:
         self._threads = ThreadPoolExecutor(WRITERS, thread_name_prefix="inbox")
         self._waiting: deque[Waiter] = deque()
         self._waiting_bytes = 0
-        self._waiting_events = 0
-        self._pace = pace or Pace()
-        self._alarm: asyncio.TimerHandle | None = None
         self._writes: set[asyncio.Task[None]] = set()
         self._closing = False
         self.full: str = ""
@@ -135,7 +134,6 @@ class Ingress:
         waiter = Waiter(submission=submission, door=door, stored=asyncio.get_running_loop().create_future())
         self._waiting.append(waiter)
         self._waiting_bytes += submission.size
-        self._waiting_events += len(submission.entries)
         self._start_writes()
         batch = await waiter.stored
         return Receipt(accepted=len(submission.entries), keys=submission.keys, batch=batch)
@@ -143,29 +141,17 @@ class Ingress:
     async def close(self) -> None:
         """Take nothing more, and finish what was taken."""
         self._closing = True
-        self._start_writes()
         while self._writes:
             await asyncio.wait(self._writes)
         self._threads.shutdown(wait=False)
 
     def _start_writes(self) -> None:
         while self._waiting and len(self._writes) < WRITERS:
-            wait_s = 0.0 if self._closing else self._pace.wait_s(self._waiting_events)
-            if wait_s:
-                self._start_writes_in(wait_s)
-                return
             drafts = take_group(self._waiting, self._limits)
-            taken = [waiter.submission for draft in drafts for waiter in draft.waiters]
-            self._waiting_bytes -= sum(submission.size for submission in taken)
-            self._waiting_events -= sum(len(submission.entries) for submission in taken)
+            self._waiting_bytes -= sum(waiter.submission.size for draft in drafts for waiter in draft.waiters)
             task = asyncio.get_running_loop().create_task(self._store(drafts))
             self._writes.add(task)
             task.add_done_callback(self._write_ended)
-
-    def _start_writes_in(self, seconds: float) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()
-        self._alarm = asyncio.get_running_loop().call_later(seconds, self._start_writes)
 
     def _write_ended(self, task: asyncio.Task[None]) -> None:
         self._writes.discard(task)
@@ -195,7 +181,7 @@ class Ingress:
             for waiter in draft.waiters:
                 if not waiter.stored.done():
                     waiter.stored.set_result(name)
-        self._on_stored([Stored(batch=name, door=d.door, accepted_at=now, events=d.events) for name, d in named])
+        self._on_stored([Stored(batch=name, door=d.door, accepted_at=now, events=d.events, size=d.size) for name, d in named])
 
     async def _write_until_known(self, documents: list[Document]) -> None:
         loop = asyncio.get_running_loop()
@@ -224,7 +210,7 @@ class Ingress:
         for waiter in self._waiting:
             _tell(waiter, error)
         self._waiting.clear()
-        self._waiting_bytes = self._waiting_events = 0
+        self._waiting_bytes = 0
 
 
 def _fail(drafts: list[Draft], error: DedupError) -> None:

@@ -1,19 +1,21 @@
-"""How often a small inbox document may begin: quick while it is quiet, together while it is busy.
+"""How often small deliveries may be sent: at once while it is quiet, together while it is busy.
 
-Each document costs every listener a task, whether it holds one event or 500. So single events go at once as long as there are few of them;
-when more come, each document waits for the next ones, a fiftieth of a second at most with the numbers below, and holds what came meanwhile.
-A document that is large anyway waits for nothing.
+Each delivery costs every listener a task and the winner half a dozen round trips, whether it holds one event or 250. So single events go at once
+as long as there are few of them; when more come, they wait for the next ones, a fiftieth of a second at most with the numbers below, and travel
+with what came meanwhile. The producers have had their answers by then. What is large anyway waits for nothing.
 """
 
 import time
 from collections.abc import Callable
 
+from broadcaster.together import MAX_EVENTS
+
 PER_S = 50
-"""Documents of one event that may begin in a second, for as long as one likes."""
+"""Deliveries of one event that may be sent in a second, for as long as one likes."""
 BURST = 20
 """And so many at once after a quiet time."""
-LARGE = 250
-"""Events from which on a document costs nothing; one of half as many costs half."""
+LARGE = MAX_EVENTS
+"""Events from which on a delivery costs nothing here; one of half as many costs half."""
 
 
 class Pace:
@@ -29,7 +31,7 @@ class Pace:
         self._filled_at = clock()
 
     def wait_s(self, events: int) -> float:
-        """How long a document with so many events has to wait; with 0 it counts as begun."""
+        """How long so many events have to wait; with 0 they count as sent."""
         now = self._clock()
         self._tokens = min(BURST, self._tokens + (now - self._filled_at) * PER_S)
         self._filled_at = now

@@ -141,5 +141,6 @@ def readable(message: dict[str, Any]) -> str:
     keys, types = message["keys"], message["types"]
     what = types[0] if len(types) == 1 else f"events of {len(types)} types"
     more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-    batch = f"batch {message['batch']}" if message["batch"] else "retry"
+    others = len(message.get("parts", ())) - 1
+    batch = (f"batch {message['batch']}" + (f" and {others} more" if others > 0 else "")) if message["batch"] else "retry"
     return f"{what} {keys[0]}{more} ({batch})"

@@ -18,7 +18,7 @@ def fetch(run: Run, events: list[Key3]) -> dict[Pair, Entry] | None:
     """The bodies, from the inbox, or from ``failures`` for a delivery without a batch.
 
     Returns:
-        Entries by (key, digest), without those that are not there any more; None when the whole batch is gone, which is
+        Entries by (key, digest), without those that are not there any more; None when all batches are gone, which is
         no proof of anything: what was claimed is given back.
 
     Raises:
@@ -28,11 +28,11 @@ def fetch(run: Run, events: list[Key3]) -> dict[Pair, Entry] | None:
         found = run.runtime.failures.fetch((key, digest) for key, digest, _ in events)
         run.errors.update({(entry.key, entry.digest): failure.error for entry, failure in found.values() if failure.error is not None})
         return {(entry.key, entry.digest): entry for entry, _ in found.values()}
-    if run.batch is None:
-        run.batch = run.runtime.inbox.fetch(run.delivery.batch)
-    if run.batch is None:
+    if not run.batches:
+        run.batches = run.runtime.inbox.fetch([part.batch for part in run.delivery.batches if part.batch is not None])
+    if not run.batches:
         return None
-    return {(entry.key, entry.digest): entry for entry in run.batch.entries}
+    return {(entry.key, entry.digest): entry for batch in run.batches.values() for entry in batch.entries}
 
 
 def check(run: Run, won: list[tuple[Entry, Answer]]) -> list[Work]:
@@ -119,4 +119,4 @@ def _work(run: Run, entry: Entry, answer: Answer, token: int, failure: Failure |
 
 def _is_stale(run: Run, entry: Entry) -> bool:
     retention_s = run.runtime.policies.of(entry.type).retention_s
-    return bool(retention_s) and run.delivery.accepted_at < utc_now() - timedelta(seconds=retention_s)
+    return bool(retention_s) and run.delivery.part_of(entry.key).accepted_at < utc_now() - timedelta(seconds=retention_s)

@@ -100,7 +100,7 @@ def commit_suspect(run: Run, work: Work, sessions: Sessions) -> None:
     due_ms = int(work.policy.max_handler_s * 1000) + 2 * run.runtime.settings.lease_ms
     with run.runtime.alone:
         try:
-            failure = run.runtime.failures.record_start(work.entry, run.origin(work.token), due_ms=due_ms)
+            failure = run.runtime.failures.record_start(work.entry, run.origin(work.entry.key, work.token), due_ms=due_ms)
             if failure is None:
                 run.release([work.entry.key])
                 return
@@ -269,7 +269,7 @@ def _won(run: Run, works: Sequence[Work]) -> None:
         return
     run.confirm(work.pair for work in works)
     run.tally.win([work.entry.key for work in works])
-    run.runtime.measures.committed(run.delivery, sum(not work.generation for work in works))  # how long others took tells nothing
+    run.runtime.measures.committed(run.delivery, [w.entry.key for w in works if not w.generation])  # how long others took tells nothing
     failed_before = [work.pair for work in works if work.failure is not None]
     for work in works:
         work.started = False

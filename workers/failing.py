@@ -48,7 +48,7 @@ def _record(run: Run, work: Work, problem: Problem, *, delay_ms: int | None, cou
     """Store it; the log is told no more than ``told``, since what an error says may quote the payload."""
     entry = work.entry
     written = run.runtime.failures.record_attempt(
-        entry, run.origin(work.token), problem, delay_ms=delay_ms, ended_start=work.started, counts=counts
+        entry, run.origin(entry.key, work.token), problem, delay_ms=delay_ms, ended_start=work.started, counts=counts
     )
     work.started = False
     if written:
@@ -127,7 +127,7 @@ def _let_go(run: Run, unproved: Sequence[Pair]) -> None:
 
 def _store_conflict(run: Run, entry: Entry, other_digest: str) -> None:
     more = {"reason": "same key, other content", "other_digest": other_digest}
-    run.runtime.failures.record_final([(entry, run.origin(0), "conflict", more)])
+    run.runtime.failures.record_final([(entry, run.origin(entry.key, 0), "conflict", more)])
     run.confirm([(entry.key, entry.digest)])
     run.tally.fail("conflict", entry.key)
     run.log.warning("event.conflict", key=entry.key, digest=entry.digest, other_digest=other_digest)
@@ -145,7 +145,7 @@ def store_stale(run: Run, entries: Sequence[Entry]) -> None:
     if not entries:
         return
     more = {"reason": "accepted before its type's retention began, and not in the ledger"}
-    run.runtime.failures.record_final([(entry, run.origin(0), "stale", more) for entry in entries])
+    run.runtime.failures.record_final([(entry, run.origin(entry.key, 0), "stale", more) for entry in entries])
     run.confirm((entry.key, entry.digest) for entry in entries)
     for entry in entries:
         run.tally.fail("stale", entry.key)

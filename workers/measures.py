@@ -8,12 +8,13 @@ Not guaranteed: what was counted since the last heartbeat before the process was
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from app.claims.store import Client
 from app.errors import ClaimsUnavailable
-from app.messages import Delivery
+from app.messages import Delivery, Part
 from app.totals import BOUNDS_S, OTHER, Totals, duration_fields, new_process, outcome_field
 from workers.tally import Tally
 
@@ -57,10 +58,11 @@ class Measures:
             delivery.deployment, {(outcome_field(self._listener, outcome), kind): events for (outcome, kind), events in told.items()}
         )
 
-    def committed(self, delivery: Delivery, events: int) -> None:
-        """Note that so many events of a delivery were committed now: how long after a door took them, by this host's clock."""
-        waited_s = max(0.0, time.time() - delivery.accepted_ms / 1000)
-        self._note(delivery.deployment, self._observed("ledger", waited_s, events))
+    def committed(self, delivery: Delivery, keys: Collection[str]) -> None:
+        """Note that these events of a delivery were committed now: how long after a door took them, by this host's clock."""
+        now = time.time()
+        for part, events in _by_part(delivery, keys).items():
+            self._note(delivery.deployment, self._observed("ledger", max(0.0, now - part.accepted_ms / 1000), events))
 
     @contextmanager
     def timing(self, duration: str, deployment: str) -> Iterator[None]:
@@ -140,3 +142,10 @@ class Measures:
                     self.add_now()  # what had to wait behind one whose answer was lost
             except ClaimsUnavailable:
                 continue
+
+
+def _by_part(delivery: Delivery, keys: Collection[str]) -> dict[Part, int]:
+    """How many of these events each batch of a delivery has."""
+    if not keys:
+        return {}
+    return {delivery.batches[0]: len(keys)} if len(delivery.batches) == 1 else Counter(map(delivery.part_of, keys))

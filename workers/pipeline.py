@@ -1,4 +1,4 @@
-"""The way of a delivery through a listener: claim, fetch, check, commit, complete; and at the end remove the batch.
+"""The way of a delivery through a listener: claim, fetch, check, commit, complete; and at the end remove its batches.
 
 Guarantees, whatever fails between any two steps:
 * an event is committed at most once: the ledger's unique key decides, not the claim (G2, G3);
@@ -108,12 +108,13 @@ def _tell_result(run: Run) -> None:
 
 
 def _remove_finished(run: Run) -> None:
-    """Remove the batch when all of its events are finished: normally whoever finishes the last one does."""
-    if run.batch is None or not run.confirmed:
+    """Remove batches all of whose events are finished: normally whoever finishes the last one does."""
+    rest = {batch.id: {(e.key, e.digest) for e in batch.entries} - run.confirmed for batch in run.batches.values()}
+    touched = [name for name, pairs in rest.items() if len(pairs) < len(run.batches[name].entries)]
+    if not touched:
         return
-    rest = {(e.key, e.digest) for e in run.batch.entries} - run.confirmed
-    if rest:
-        rest -= finished(rest, ledger=run.runtime.ledger, failures=run.runtime.failures)
-    if not rest:
-        run.runtime.inbox.remove([run.batch.id])
-        run.log.debug("batch.finished", events=len(run.batch.entries))
+    if doubtful := {pair for name in touched for pair in rest[name]}:
+        doubtful -= finished(doubtful, ledger=run.runtime.ledger, failures=run.runtime.failures)
+    if over := [name for name in touched if rest[name].isdisjoint(doubtful)]:
+        run.runtime.inbox.remove(over)
+        run.log.debug("batch.finished", batches=len(over), events=sum(len(run.batches[name].entries) for name in over))

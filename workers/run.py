@@ -89,7 +89,7 @@ class Run:
     Attributes:
         held: keys claimed and neither completed nor given back, with their digests.
         confirmed: (key, digest) pairs known finished by an own majority write or a majority read.
-        batch: the inbox batch, once fetched.
+        batches: the inbox batches, by id, once fetched.
         errors: what earlier runs of failures raised, as ``failures`` has it, once fetched.
         lock: held while what follows from a concurrent handler's run is noted here.
     """
@@ -101,7 +101,7 @@ class Run:
     tally: Tally = field(default_factory=Tally)
     held: dict[str, str] = field(default_factory=dict)
     confirmed: set[Pair] = field(default_factory=set)
-    batch: Batch | None = None
+    batches: dict[str, Batch] = field(default_factory=dict)
     errors: dict[Pair, Any] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
     log: Any = None
@@ -114,10 +114,16 @@ class Run:
         """Name of this listener."""
         return self.runtime.listener
 
-    def origin(self, token: int) -> Origin:
-        """Where this run's failures come from."""
-        door = self.batch.door if self.batch is not None else None
-        return Origin(batch=self.delivery.batch, accepted_at=self.delivery.accepted_at, listener=self.listener, token=token, door=door)
+    def batch_of(self, key: str) -> Batch | None:
+        """The inbox batch that an event is from; None where its body is in ``failures``."""
+        name = self.delivery.part_of(key).batch
+        return self.batches.get(name) if name is not None else None
+
+    def origin(self, key: str, token: int) -> Origin:
+        """Where an event's failure comes from."""
+        part, batch = self.delivery.part_of(key), self.batch_of(key)
+        door = batch.door if batch is not None else None
+        return Origin(batch=part.batch, accepted_at=part.accepted_at, listener=self.listener, token=token, door=door)
 
     @contextmanager
     def renewing(self, won: Sequence[tuple[Key3, Answer]], lease_ms: int, session_id: Callable[[str], str]) -> Iterator[None]:

@@ -92,9 +92,8 @@ def _delivered(runtime: Runtime, event: Mapping[str, Any]) -> Delivered:
     (parsed,) = EventParser(runtime.policies, settings).values([dict(event)], idempotency_key=secrets.token_hex(8))
     batch, now = new_batch_id(), utc_now()
     runtime.inbox.write([inbox_document(batch, [entry_of(parsed)], door="test", accepted_at=now)])
-    message = delivery(
-        announcement(batch, [(parsed.key, parsed.digest, parsed.type)], now), deployment=deployment_id(runtime.db), seq=0, forwards=1
-    )
+    announced = announcement(batch, [(parsed.key, parsed.digest, parsed.type)], now)
+    message = delivery([announced], deployment=deployment_id(runtime.db), seq=0, forwards=1)
     tally = process(runtime, read_delivery(message))
     committed = runtime.ledger.get(parsed.key) or {}
     return Delivered(

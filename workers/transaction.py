@@ -46,7 +46,8 @@ class CommitLost(Exception):
 
 def ledger_document(run: Run, work: Work) -> Document:
     """The document that proves an event processed."""
-    entry, story, batch = work.entry, work.story, run.batch
+    entry, story = work.entry, work.story
+    part, batch = run.delivery.part_of(entry.key), run.batch_of(entry.key)
     document: Document = {
         "_id": entry.key,
         "v": MESSAGE_VERSION,
@@ -57,11 +58,11 @@ def ledger_document(run: Run, work: Work) -> Document:
         "claim_id": run.claim_id,
         "token": work.token,
         "attempt": work.attempts + 1,
-        "batch": run.delivery.batch or (story.batch if story is not None else None),
+        "batch": part.batch or (story.batch if story is not None else None),
         "door": batch.door if batch is not None else story.door if story is not None else None,
-        "accepted_at": run.delivery.accepted_at,
+        "accepted_at": part.accepted_at,
         "processed_at": utc_now(),
-        **expiry(run.delivery.accepted_at, work.policy.retention_s),
+        **expiry(part.accepted_at, work.policy.retention_s),
     }
     if batch is not None:
         document["forwards"] = run.delivery.forwards

@@ -270,12 +270,12 @@ class Failures:
             raise StoreUnavailable("failures that MongoDB said it had are not there any more")
 
     def due(self, limit: int, *, now: datetime | None = None, paused: Iterable[str] = ()) -> list[Document]:
-        """Failures whose next attempt is due, but for paused types: ``{key, digest, type, batch, accepted_at, starts, attempts, due_at, sent_until}``."""
+        """Failures whose next attempt is due, but for paused types: ``{key, digest, type, batch, accepted_at, starts, attempts, due_at, sent_until, bytes}``."""
         now = now or self.now()
         query: Document = {"v": MESSAGE_VERSION, "state": "retrying", "due_at": {"$lte": now}, "sent_until": {"$not": {"$gt": now}}}
         if apart := list(paused):
             query["type"] = {"$nin": apart}
-        fields = _STATE | {"type": 1, "sent_until": 1}
+        fields = _STATE | {"type": 1, "sent_until": 1, "bytes": {"$bsonSize": "$body"}}
         with translated("reading due failures"):
             return list(self.collection.find(query, fields).sort("due_at", ASCENDING).limit(limit))
 

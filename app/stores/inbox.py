@@ -9,6 +9,7 @@
 | ``seq`` | long or null | its place in the order of fan-out; null before it was sent; 0 once its last copy went to the recovery queue |
 | ``forwarded_at`` | date or null | last time it was sent to listeners |
 | ``forwards`` | int | how often it was sent, by fan-out or to the recovery queue |
+| ``count``, ``bytes`` | int, int | of its events when it was accepted: how many, and their size, so that small batches can travel together |
 | ``events`` | array, 1..500 | ``{key, digest, type, body}`` |
 
 Guarantees: when :meth:`Inbox.write` returns, every batch is acknowledged by a majority. A batch is removed only by callers
@@ -74,16 +75,20 @@ class Inbox:
         if there < len(batch_ids):
             raise CommitUnknown("what MongoDB said it had is not there any more")
 
-    def fetch(self, batch_id: str) -> Batch | None:
-        """The batch with its bodies as raw BSON, or None when nobody holds it (any more).
+    def fetch(self, batch_ids: Sequence[str]) -> dict[str, Batch]:
+        """Batches with their bodies as raw BSON, by id, without those that nobody holds (any more).
 
         Raises:
             StoreUnavailable: MongoDB is away.
-            UnknownVersion: the batch was written by a newer version.
+            UnknownVersion: all that were found were written by newer versions; beside others, such ones are passed over.
         """
-        with translated("fetching a batch"):
-            found = self._raw.find_one({"_id": batch_id})
-        return None if found is None else _batch(found)
+        with translated("fetching batches"):
+            found = list(self._raw.find({"_id": {"$in": list(batch_ids)}}))
+        known = [document for document in found if document["v"] == MESSAGE_VERSION]
+        if found and not known:
+            name, version = found[0]["_id"], found[0]["v"]
+            raise UnknownVersion(f"batch {name} has version {version}, this software knows {MESSAGE_VERSION}: upgrade this process")
+        return {document["_id"]: _batch(document) for document in known}
 
     def entries_of(self, batch_ids: Sequence[str]) -> dict[str, list[tuple[str, str, str]]]:
         """``(key, digest, type)`` of each event of the named batches, without bodies."""
@@ -97,9 +102,9 @@ class Inbox:
         A hint, no proof: read as the primary has it now, so that a batch which was just noted as forwarded shows it.
 
         Returns:
-            ``{_id, v, accepted_at, seq, forwarded_at, forwards}``, oldest first.
+            ``{_id, v, accepted_at, seq, forwarded_at, forwards, count, bytes}``, oldest first.
         """
-        fields = {"v": 1, "accepted_at": 1, "seq": 1, "forwarded_at": 1, "forwards": 1}
+        fields = {"v": 1, "accepted_at": 1, "seq": 1, "forwarded_at": 1, "forwards": 1, "count": 1, "bytes": 1}
         with translated("reading the inbox"):
             return list(self._latest.find({"_id": {"$gt": after}}, fields).sort("_id", ASCENDING).limit(limit))
 
@@ -176,8 +181,6 @@ def _judge(errors: Sequence[Document], error: BulkWriteError) -> None:
 
 
 def _batch(found: Any) -> Batch:
-    if found["v"] != MESSAGE_VERSION:
-        raise UnknownVersion(f"batch {found['_id']} has version {found['v']}, this software knows {MESSAGE_VERSION}: upgrade this process")
     entries: list[Entry] = [entry_from(e) for e in found["events"]]
     return Batch(
         id=found["_id"],

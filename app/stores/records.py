@@ -102,6 +102,11 @@ def _without_references(value: Any) -> Any:
     return [_without_references(part) for part in value] if isinstance(value, list) else value
 
 
+def size_of(entries: Sequence[Entry]) -> int:
+    """Bytes of the events' bodies."""
+    return sum(len(entry.body.raw) for entry in entries)
+
+
 def inbox_document(batch_id: str, entries: Sequence[Entry], *, door: str, accepted_at: datetime) -> dict[str, Any]:
     """The inbox document of a new batch."""
     return {
@@ -112,6 +117,8 @@ def inbox_document(batch_id: str, entries: Sequence[Entry], *, door: str, accept
         "seq": None,
         "forwarded_at": None,
         "forwards": 0,
+        "count": len(entries),
+        "bytes": size_of(entries),
         "events": [{"key": e.key, "digest": e.digest, "type": e.type, "body": e.body} for e in entries],
     }
 

@@ -165,7 +165,7 @@ def _steps(rig: Rig, winner: Runtime, loser: Runtime) -> list[tuple[str, Callabl
         batch.id = new_batch_id()
         inbox.write([inbox_document(batch.id, entries, door="bench", accepted_at=now)])
         announced = announcement(batch.id, [(e.key, e.digest, e.type) for e in entries], now)
-        batch.message = delivery(announced, deployment="bench", seq=1, forwards=1)
+        batch.message = delivery([announced], deployment="bench", seq=1, forwards=1)
 
     def win(batch: _Batch) -> None:
         batch.run = Run(winner, batch.delivery, winner.claims_of("bench"))

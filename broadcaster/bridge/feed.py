@@ -14,9 +14,8 @@ import msgspec
 import structlog
 from socketio.exceptions import ConnectionError as SocketError
 
-from app.naming import MESSAGE_VERSION
+from app.messages import Announcement, read_announcements
 from broadcaster.bridge.client import OrderedClient
-from broadcaster.bridge.intake import Announcement
 from broadcaster.bridge.outage import Outage
 
 log: Any = structlog.get_logger()
@@ -26,6 +25,8 @@ EVENT = "batches"
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 3.0
 _CONNECT_TIMEOUT_S = 5
+_FAULTS_TOLD = 100
+"""Different ones that are said, each once."""
 
 
 class Feed:
@@ -94,28 +95,10 @@ class Feed:
     def _on_batches(self, received: object) -> None:
         if isinstance(received, bytes):
             received = msgspec.msgpack.decode(received)
-        announced: list[Any] = received if isinstance(received, list) else [received]
-        known = [announcement for announcement in announced if self._knows(announcement)]
-        if known:
-            self._accept(known)
-
-    def _knows(self, announced: Any) -> bool:
-        fault = _fault(announced)
-        if fault and fault not in self._refused and len(self._refused) < 100:
-            self._refused.add(fault)
-            log.error("bridge.refused", broadcaster=self.url, reason=fault)
-        return fault is None
-
-
-def _fault(announced: Any) -> str | None:
-    """What is wrong with an announcement; its inner values are checked by the listener that gets it."""
-    if not isinstance(announced, dict):
-        return "an announcement is not an object"
-    if announced.get("v") != MESSAGE_VERSION:
-        return f"an announcement has version {announced.get('v')!r}, this process knows {MESSAGE_VERSION}: upgrade it"
-    keys, digests = announced.get("keys"), announced.get("digests")
-    if not isinstance(announced.get("batch"), str) or not isinstance(keys, list) or not isinstance(digests, list):
-        return "an announcement lacks its batch, keys or digests"
-    if not keys or len(keys) != len(digests) or not isinstance(keys[0], str) or not announced.get("types"):
-        return "an announcement's keys, digests and types do not fit each other"
-    return None
+        announced, refused = read_announcements(received)
+        for fault in map(str, refused):
+            if fault not in self._refused and len(self._refused) < _FAULTS_TOLD:
+                self._refused.add(fault)
+                log.error("bridge.refused", broadcaster=self.url, reason=fault)
+        if announced:
+            self._accept(announced)

@@ -33,14 +33,13 @@ from app.events.policies import Policies
 from app.events.source_file import secret
 from app.events.sources import Source
 from app.feeding import EVERY_S, FeedState, FeedStates
-from app.messages import announcement
+from app.messages import Announcement
 from app.settings import Settings
 from app.stores.inbox import Inbox
 from app.stores.mongo import Document
 from app.stores.submission import Submission, prepare
 from broadcaster.bridge.buffer import Buffer
 from broadcaster.bridge.client import Acknowledge, OrderedClient
-from broadcaster.bridge.intake import Announcement
 from broadcaster.bridge.malformed import MAX_KEPT, MalformedStore
 from broadcaster.bridge.outage import Outage
 from broadcaster.ingress import Ingress, Stored
@@ -264,7 +263,7 @@ class ForeignFeed:
         return prepare(events, max_events=self._settings.max_batch_events)
 
     def _stored(self, batches: list[Stored]) -> None:
-        self._announce([announcement(b.batch, [(e.key, e.digest, e.type) for e in b.events], b.accepted_at) for b in batches])
+        self._announce([batch.announcement() for batch in batches])
 
 
 class Received(NamedTuple):

@@ -1,4 +1,7 @@
-"""Fan-out: each announced batch becomes one task per live listener, on that listener's queue, under an id of its own.
+"""Fan-out: what was announced becomes one task per live listener, on that listener's queue, under an id of its own.
+
+A batch goes at once, alone, as long as few come; small ones that come faster travel together (:mod:`broadcaster.pacing`,
+:mod:`broadcaster.together`).
 
 Guarantees: nothing is sent to a listener that is not alive, nor to a queue that is known to be above its high-water mark; a batch
 is noted as forwarded only after the broker took its copies. Not guaranteed: that a batch is forwarded. What cannot be sent
@@ -14,14 +17,16 @@ from typing import Any
 import structlog
 
 from app.errors import TransientError
-from app.messages import delivery
+from app.messages import Announcement, delivery
 from app.naming import queue_of, task_id
 from app.stores.inbox import Inbox
 from broadcaster.bridge.flow import Gates, Order
-from broadcaster.bridge.intake import Announcement, Intake
+from broadcaster.bridge.intake import Intake
 from broadcaster.bridge.outage import Outage
 from broadcaster.bridge.watch import Watch
+from broadcaster.pacing import Pace
 from broadcaster.sending import BrokerUnavailable, Outgoing, Sender
+from broadcaster.together import together
 
 log: Any = structlog.get_logger()
 
@@ -51,6 +56,7 @@ class Forwarder:
         self._inbox = inbox
         self._order = Order()
         self._gates = Gates(high_water)
+        self._pace = Pace()
         self._measured_at = float("-inf")
         self._unnoted: list[tuple[str, int]] = []
         self._broker = Outage("broker")
@@ -60,7 +66,7 @@ class Forwarder:
     def run(self, stop: threading.Event) -> None:
         """Forward until told to stop."""
         while not stop.is_set():
-            if taken := self._intake.take(EVENTS_PER_ROUND, _IDLE_S):
+            if taken := self._take(stop):
                 self.forward(taken)
             if self._unnoted:
                 self._note()
@@ -68,6 +74,13 @@ class Forwarder:
             if self._failed_in_a_row:
                 stop.wait(min(_BACKOFF_MAX_S, 0.05 * 2**self._failed_in_a_row) * random.uniform(0.5, 1.0))
         self._sender.close()
+
+    def _take(self, stop: threading.Event) -> list[Announcement]:
+        """What waits, and what comes while that has to wait."""
+        taken = self._intake.take(EVENTS_PER_ROUND, _IDLE_S)
+        while taken and (pause_s := self._pace.wait_s(sum(len(one["keys"]) for one in taken))) and not stop.wait(pause_s):
+            taken += self._intake.take(EVENTS_PER_ROUND, 0)
+        return taken
 
     def forward(self, announced: Sequence[Announcement]) -> int:
         """Send announced batches to every live listener that takes more. Returns how many batches were sent."""
@@ -81,10 +94,13 @@ class Forwarder:
             log.debug("batch.left", batches=len(announced), listeners=len(listeners), active=self._watch.active)
             return 0
         self._order.beyond(max(heard.received_seq for heard in listeners))
-        sent = [(announcement["batch"], self._order.next()) for announcement in announced]
+        sent: list[tuple[str, int]] = []
         outgoing: list[Outgoing] = []
-        for announcement, (_, seq) in zip(announced, sent, strict=True):
-            outgoing += _copies(delivery(announcement, deployment=deployment, seq=seq, forwards=1), names)
+        groups = together(announced)
+        for group in groups:
+            seq = self._order.next()
+            sent += [(announcement["batch"], seq) for announcement in group]
+            outgoing += _copies(delivery(group, deployment=deployment, seq=seq, forwards=1), names)
         try:
             self._sender.send(outgoing)
         except BrokerUnavailable as error:
@@ -94,10 +110,10 @@ class Forwarder:
             return 0
         self._broker.over()
         self._failed_in_a_row = 0
-        self._gates.sent((queue_of(name) for name in names), len(announced))
+        self._gates.sent((queue_of(name) for name in names), len(groups))
         self._unnoted += sent
         self._note()
-        log.debug("batch.forwarded", batches=len(sent), first=sent[0][0], listeners=names)
+        log.debug("batch.forwarded", batches=len(sent), deliveries=len(groups), first=sent[0][0], listeners=names)
         return len(sent)
 
     def _own(self, announced: Sequence[Announcement]) -> list[Announcement]:

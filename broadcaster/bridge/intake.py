@@ -6,10 +6,8 @@ What is dropped is in the inbox, and the sweeper sends it. Thread-safe.
 import threading
 from collections import deque
 from collections.abc import Iterable
-from typing import Any
 
-Announcement = dict[str, Any]
-"""As :func:`app.messages.announcement` builds it."""
+from app.messages import Announcement
 
 
 class Intake:

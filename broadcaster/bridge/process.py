@@ -30,13 +30,14 @@ from app.errors import ClaimsUnavailable, DedupError, TransientError
 from app.events.policies import Policies
 from app.events.sources import Source
 from app.feeding import FeedStates
+from app.messages import Announcement
 from app.settings import Settings
 from app.stores import mongo
 from app.stores.inbox import Inbox
 from broadcaster.bridge.feed import Feed
 from broadcaster.bridge.foreign import ForeignFeed
 from broadcaster.bridge.forwarder import Forwarder
-from broadcaster.bridge.intake import Announcement, Intake
+from broadcaster.bridge.intake import Intake
 from broadcaster.bridge.outage import Outage
 from broadcaster.bridge.watch import Watch
 from broadcaster.sending import Sender

@@ -75,10 +75,10 @@ class RecoveryHistory:
             if place <= self._sent - depth:
                 self._taken_at.setdefault(batch, now)
 
-    def sent(self, batch: str | None) -> int:
-        """Note a copy that was sent; None: one that belongs to no batch. Returns its place in the order of sending."""
+    def sent(self, *batches: str) -> int:
+        """Note a copy that was sent, of one batch, of several, or of none. Returns its place in the order of sending."""
         self._sent = (self._sent or 0) + 1
-        if batch is not None:
+        for batch in batches:
             self._place[batch] = self._sent
             self._taken_at.pop(batch, None)
         return self._sent

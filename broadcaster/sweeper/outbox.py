@@ -2,19 +2,21 @@
 
 Guarantees:
 * Only batches all of whose events a majority of MongoDB shows to be finished are removed. Redis never justifies a removal.
-* What is sent again goes as *one* copy to the recovery queue, with the unfinished events only, and only while a listener lives.
+* What is sent again goes as *one* copy to the recovery queue, with the unfinished events only, and only while a listener lives. Small batches
+  share a delivery; one that was sent twice before travels alone, since it may hold an event that kills its listeners.
 * The recovery queue is never filled beyond its high-water mark, and never with what is in the inbox alone while failures are due.
 * A batch that is plainly in hands, or parked because its types are paused, costs a look at its head, not at its events.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
 from pymongo.database import Database
 
 from app.claims.store import ClaimStore
-from app.messages import announcement, delivery
+from app.messages import Announcement, announcement, delivery
 from app.naming import MESSAGE_VERSION, RECOVERY_QUEUE, queue_of, task_id
 from app.settings import Settings
 from app.stores.failures import Failures
@@ -30,6 +32,7 @@ from broadcaster.sweeper.hands import Head, Settled, Verdict, judge
 from broadcaster.sweeper.history import BatchHistory, ListenerHistory, RecoveryHistory
 from broadcaster.sweeper.lookup import forget_refuted, in_no_hands, look
 from broadcaster.sweeper.report import Report
+from broadcaster.together import together
 
 log: Any = structlog.get_logger()
 
@@ -39,7 +42,12 @@ _NOTHING = frozenset({""})
 """Types of a batch that is not parked: no type is empty, so this is no part of the paused ones."""
 _APART_S = 60.0
 """So long a batch is passed over whose events only another version can read: by a sweeper of this one, nothing can be done for it."""
-_CHUNK_BATCHES = 20
+_CHUNK_EVENTS = 10_000
+"""Looked up at a time."""
+_MOST_EVENTS = 500
+"""Of a batch that does not say how many it has."""
+_ALONE_FROM = 2
+"""Forwards from which on a batch travels alone."""
 _DOUBTFUL_PER_SWEEP = 20
 
 Event = tuple[str, str, str]
@@ -170,8 +178,8 @@ class Outbox:
                 free.append(head)
             elif verdict is Verdict.DOUBTFUL:
                 doubtful.append(head)
-        yield from _chunks(free, _CHUNK_BATCHES)
-        yield from _chunks(doubtful[:_DOUBTFUL_PER_SWEEP], _CHUNK_BATCHES)
+        yield from _chunks(free)
+        yield from _chunks(doubtful[:_DOUBTFUL_PER_SWEEP])
 
     def _settle(self, report: Report, heads: list[Document], room: int, now: float) -> int:
         """Remove those batches that are finished, send those again that nobody has. Returns how many were sent."""
@@ -210,8 +218,9 @@ class Outbox:
         if over:
             self._inbox.remove(over)
             report.removed += len(over)
-        report.more = report.more or len(again) > max(room, 0)
-        return self._recover(report, again[: max(room, 0)])
+        copies = _copies(again)
+        report.more = report.more or len(copies) > max(room, 0)
+        return self._recover(report, copies[: max(room, 0)])
 
     def _progress(self, pairs: Sequence[Pair]) -> Progress:
         if not pairs:
@@ -224,27 +233,57 @@ class Outbox:
             log.error("event.refused", events=len(pairs), first=min(pairs)[0], known=MESSAGE_VERSION, reason="a record of another version")
             self._events_refused = True
 
-    def _recover(self, report: Report, again: list[tuple[Document, list[Event]]]) -> int:
-        if not again:
+    def _recover(self, report: Report, copies: list["_Copy"]) -> int:
+        if not copies:
             return 0
-        self._sender.send([self._recovery_copy(head, events) for head, events in again])
-        for head, _ in again:
-            self.recovery.sent(head["_id"])
-        self._inbox.mark_forwarded([(head["_id"], 0) for head, _ in again])
-        events = sum(len(events) for _, events in again)
-        log.info("batch.recovered", batches=len(again), events=events, first=again[0][0]["_id"], forwards=again[0][0]["forwards"] + 1)
-        report.recovered += len(again)
-        report.recovered_events += events
-        return len(again)
-
-    def _recovery_copy(self, head: Document, events: list[Event]) -> Outgoing:
-        forwards = head["forwards"] + 1
-        message = delivery(
-            announcement(head["_id"], events, head["accepted_at"]), deployment=self._claims.deployment, seq=0, forwards=forwards
+        self._sender.send([self._outgoing(copy) for copy in copies])
+        for copy in copies:
+            self.recovery.sent(*copy.batches)
+        batches = [batch for copy in copies for batch in copy.batches]
+        self._inbox.mark_forwarded([(batch, 0) for batch in batches])
+        events = sum(len(one["keys"]) for copy in copies for one in copy.announced)
+        log.info(
+            "batch.recovered", batches=len(batches), deliveries=len(copies), events=events, first=batches[0], forwards=copies[0].forwards
         )
-        return Outgoing(queue=RECOVERY_QUEUE, task_id=task_id(events[0][0], len(events) - 1, "recovery", attempt=forwards), message=message)
+        report.recovered += len(batches)
+        report.recovered_events += events
+        return len(copies)
+
+    def _outgoing(self, copy: "_Copy") -> Outgoing:
+        message = delivery(copy.announced, deployment=self._claims.deployment, seq=0, forwards=copy.forwards)
+        name = task_id(message["keys"][0], len(message["keys"]) - 1, "recovery", attempt=copy.forwards)
+        return Outgoing(queue=RECOVERY_QUEUE, task_id=name, message=message)
 
 
-def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """Batches that go to the recovery queue in one delivery, for the ``forwards``-th time."""
+
+    announced: list[Announcement]
+    forwards: int
+
+    @property
+    def batches(self) -> list[str]:
+        return [one["batch"] for one in self.announced]
+
+
+def _copies(again: Sequence[tuple[Document, list[Event]]]) -> list[_Copy]:
+    by_forwards: dict[int, list[Announcement]] = {}
+    for head, events in again:
+        size = head.get("bytes") if head["forwards"] < _ALONE_FROM else None
+        announced = announcement(head["_id"], events, head["accepted_at"], size=size)
+        by_forwards.setdefault(head["forwards"] + 1, []).append(announced)
+    return [_Copy(group, forwards) for forwards, announced in by_forwards.items() for group in together(announced)]
+
+
+def _chunks(heads: list[Document]) -> Iterator[list[Document]]:
+    chunk: list[Document] = []
+    events = 0
+    for head in heads:
+        chunk.append(head)
+        events += head.get("count", _MOST_EVENTS)
+        if events >= _CHUNK_EVENTS:
+            yield chunk
+            chunk, events = [], 0
+    if chunk:
+        yield chunk

@@ -6,12 +6,11 @@ of MongoDB shows its (key, digest) in the ledger.
 
 from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 
 import structlog
 
 from app.claims.store import ClaimStore
-from app.messages import announcement, delivery
+from app.messages import Announcement, announcement, delivery
 from app.naming import MESSAGE_VERSION, RECOVERY_QUEUE, task_id
 from app.settings import Settings
 from app.stores.failures import Failures
@@ -20,6 +19,7 @@ from app.stores.mongo import Document
 from app.stores.progress import Pair
 from broadcaster.sending import Outgoing
 from broadcaster.sweeper.lookup import forget_refuted, look
+from broadcaster.together import together
 
 log = structlog.get_logger()
 
@@ -82,7 +82,8 @@ class Retries:
         free = [f for f in left if _pair(f) not in claimed.live and not _waits(f, under_way)]
         if held := {_pair(f) for f in left} - {_pair(f) for f in free}:
             self._failures.postpone(list(held), by_ms=self._settings.grace_ms)
-        due.groups = [self._group(part) for part in _travelling(free)]
+        attempts = {_pair(f): f["attempts"] + f["starts"] + 1 for f in free}
+        due.groups = [self._group(announced, attempts) for announced in _travelling(free)]
         return due
 
     def note_sent(self, groups: Sequence[Group]) -> None:
@@ -113,15 +114,11 @@ class Retries:
         committed = self._ledger.find([key for key, _ in pairs]) if pairs else {}
         return {(key, digest): committed[key].generation for key, digest in pairs if key in committed and digest in committed[key].digests}
 
-    def _group(self, failures: list[Document]) -> Group:
-        events = [(f["key"], f["digest"], f["type"]) for f in failures]
-        message = delivery(announcement(None, events, failures[0]["accepted_at"]), deployment=self._deployment, seq=0, forwards=1)
-        attempt = failures[0]["attempts"] + failures[0]["starts"] + 1
-        name = task_id(events[0][0], len(events) - 1, "retry", attempt=attempt)
-        return Group(
-            pairs=[_pair(f) for f in failures],
-            outgoing=Outgoing(queue=RECOVERY_QUEUE, task_id=name, message=message),
-        )
+    def _group(self, announced: list[Announcement], attempts: Mapping[Pair, int]) -> Group:
+        message = delivery(announced, deployment=self._deployment, seq=0, forwards=1)
+        pairs = list(zip(message["keys"], message["digests"], strict=True))
+        name = task_id(pairs[0][0], len(pairs) - 1, "retry", attempt=attempts[pairs[0]])
+        return Group(pairs=pairs, outgoing=Outgoing(queue=RECOVERY_QUEUE, task_id=name, message=message))
 
 
 def _by_key(done: Mapping[Pair, int]) -> dict[str, int]:
@@ -137,12 +134,13 @@ def _pair(failure: Document) -> Pair:
     return failure["key"], failure["digest"]
 
 
-def _travelling(failures: list[Document]) -> list[list[Document]]:
-    """Which failures share a delivery: suspects with none, others with those that were accepted together."""
-    alone = [[f] for f in failures if f["starts"] > 0]
-    together: list[list[Document]] = []
+def _travelling(failures: list[Document]) -> list[list[Announcement]]:
+    """Which failures share a delivery: suspects with none; two of one key neither."""
+    alone = [[_announced(failure)] for failure in failures if failure["starts"] > 0]
     plain = sorted((f for f in failures if f["starts"] <= 0), key=lambda f: (f["accepted_at"], f["batch"] or ""))
-    for _, same in groupby(plain, key=lambda f: (f["accepted_at"], f["batch"])):
-        group = list(same)
-        together += [group[i : i + _EVENTS_PER_DELIVERY] for i in range(0, len(group), _EVENTS_PER_DELIVERY)]
-    return alone + together
+    return alone + together([_announced(failure) for failure in plain], max_events=_EVENTS_PER_DELIVERY)
+
+
+def _announced(failure: Document) -> Announcement:
+    event = (failure["key"], failure["digest"], failure["type"])
+    return announcement(None, [event], failure["accepted_at"], size=failure["bytes"])

@@ -133,7 +133,7 @@ class Sweeper:
             groups = due[: max(room, 0)]
             self._sender.send([group.outgoing for group in groups])
             for group in groups:
-                place = self._outbox.recovery.sent(None)
+                place = self._outbox.recovery.sent()
                 self._retried.update(dict.fromkeys(group.pairs, place))
             self._retries.note_sent(groups)
             report.retried += sum(len(group.pairs) for group in groups)

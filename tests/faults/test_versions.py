@@ -40,7 +40,7 @@ def test_what_a_newer_version_wrote_is_refused_aloud_and_kept(system: System) ->
 
         # and messages about it, of the next version and of this one
         entries = [(e["key"], e["digest"], e["type"]) for e in newer["events"]]
-        known = delivery(announcement(newer["_id"], entries, utc_now()), deployment=deployment, seq=1, forwards=1)
+        known = delivery([announcement(newer["_id"], entries, utc_now())], deployment=deployment, seq=1, forwards=1)
         with Celery(broker=system.settings.broker_url, task_ignore_result=True) as app:
             for n, message in enumerate((known | {"v": 2}, known | {"v": 1}, {"v": 3}, "nonsense")):
                 app.send_task(

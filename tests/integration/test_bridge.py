@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,6 +17,7 @@ from app.settings import Settings
 from broadcaster.bridge.forwarder import Forwarder
 from broadcaster.bridge.intake import Intake
 from broadcaster.bridge.watch import ROLE, Watch
+from broadcaster.pacing import BURST
 from broadcaster.sending import Sender
 from tests.support.bridging import Place, place_of
 from tests.support.waiting import eventually
@@ -80,6 +82,49 @@ def test_each_live_listener_gets_its_own_delivery(place, bridging):
         assert (head["seq"], head["forwards"]) == (sent.delivery.seq, 1)
         assert head["forwarded_at"] is not None
         assert not bridging.intake.holds(batch)
+
+
+def test_small_batches_travel_together(place, bridging):
+    place.beat("listener-1", "listener-2")
+    batches = [place.accept("a"), place.accept("b", "c", types={"c": "u"}), place.accept("d")]
+    again = place.accept("b")
+    bridging.watch.look()
+    bridging.intake.offer([place.announced(batch, size=100) for batch in (*batches, again)])
+
+    assert bridging.forwarder.forward(bridging.intake.take(100, 0)) == 4
+
+    for name in ("listener-1", "listener-2"):
+        together, apart = place.of(name)
+        assert together.id == f"a+3/{name}"
+        assert together.argsrepr == f"events of 2 types a and 3 more (batch {batches[0]} and 2 more)"
+        assert together.delivery.events == [("a", "1d", "t"), ("b", "1d", "t"), ("c", "1d", "u"), ("d", "1d", "t")]
+        assert [(part.batch, part.events) for part in together.delivery.batches] == list(zip(batches, (1, 2, 1), strict=True))
+        assert apart.delivery.keys == ["b"], "a key stands once in a delivery"
+    for batch in (*batches, again):
+        head = place.head(batch)
+        assert head is not None
+        sent = together if batch != again else apart
+        assert (head["seq"], head["forwards"]) == (sent.delivery.seq, 1)
+        assert not bridging.intake.holds(batch)
+
+
+def test_single_events_that_come_fast_are_few_deliveries(place, bridging):
+    place.beat("listener-1")
+    bridging.watch.look()
+    stop = threading.Event()
+    forwarding = threading.Thread(target=bridging.forwarder.run, args=[stop], daemon=True)
+    forwarding.start()
+    batches = [place.accept(f"k{number}") for number in range(300)]
+
+    for batch in batches:
+        bridging.intake.offer([place.announced(batch, size=100)])
+    eventually(lambda: not any(map(bridging.intake.holds, batches)), 20, "all to be sent")
+    stop.set()
+    forwarding.join(10)
+
+    sent = place.of("listener-1")
+    assert sorted(key for one in sent for key in one.delivery.keys) == sorted(f"k{number}" for number in range(300))
+    assert BURST < len(sent) < 300
 
 
 def test_without_a_listener_nothing_is_sent(place, bridging):

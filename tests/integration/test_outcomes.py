@@ -28,7 +28,7 @@ def runtime(settings):
 
 def delivery_of(*keys: str, deployment: str = "d"):
     announced = announcement("b", [(key, "1", "t") for key in keys], utc_now())
-    return read_delivery(delivery(announced, deployment=deployment, seq=1, forwards=1))
+    return read_delivery(delivery([announced], deployment=deployment, seq=1, forwards=1))
 
 
 def hearing(runtime: Runtime, deployment: str):
@@ -123,7 +123,7 @@ def test_a_real_delivery_tells_of_each_event(runtime, settings):
     entry = entry_of(Event(key="k", digest="1", type="t", source="s", id=None, time=None, data=None, extra={}))
     batch, now = new_batch_id(), utc_now()
     runtime.inbox.write([inbox_document(batch, [entry], door="test", accepted_at=now)])
-    message = delivery(announcement(batch, [("k", "1", "t")], now), deployment=deployment, seq=0, forwards=1)
+    message = delivery([announcement(batch, [("k", "1", "t")], now)], deployment=deployment, seq=0, forwards=1)
 
     # When two listeners get it
     other = Runtime.build(settings, "listener-2")

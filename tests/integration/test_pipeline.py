@@ -51,6 +51,17 @@ def raises(*errors: Exception | None):
     return function
 
 
+def fails_for(key: str):
+    """A handler that has its effect, and then raises for one event."""
+
+    def function(event, context):
+        count_effect(event, context)
+        if event.key == key:
+            raise ValueError(key)
+
+    return function
+
+
 def always(error: Exception):
     def function(event, context):
         count_effect(event, context)
@@ -80,7 +91,7 @@ class TestStoring:
         kept = plant.db["events"].find_one()
         assert kept["body"]["data"] == {"amount": 7}
         assert (kept["type"], kept["listener"], kept["attempt"], kept["batch"], kept["v"]) == (TYPE, "listener-1", 1, message.batch, 1)
-        assert kept["accepted_at"] == message.accepted_at
+        assert kept["accepted_at"] == message.batches[0].accepted_at
         assert kept["token"] > 0
         assert "expires_at" not in kept
 
@@ -121,6 +132,63 @@ class TestStoring:
         assert sum(t.won for t in tallies) == 300
         assert sum(t.skipped + t.left for t in tallies) == 600
         assert len(plant.ledger()) == 300
+
+    def test_several_batches_of_a_delivery_are_committed_each_as_its_own_and_removed(self, plant):
+        listener = plant.listener()
+        before = utc_now() - timedelta(minutes=5)
+        message = plant.accept_apart([entry("a")], [entry("b"), entry("c")], accepted_at=[before, utc_now()])
+
+        assert str(process(listener, message)) == "won 3"
+
+        first, second = message.batches
+        kept = {d["_id"]: (d["batch"], d["door"], d["accepted_at"]) for d in plant.db["events"].find()}
+        assert kept == {
+            "a": (first.batch, "door of a", before),
+            "b": (second.batch, "door of b", second.accepted_at),
+            "c": (second.batch, "door of b", second.accepted_at),
+        }
+        assert plant.inbox.size() == 0
+
+    def test_of_several_batches_those_that_are_unfinished_stay(self, plant):
+        listener = plant.listener()
+        message = plant.accept_apart([entry("a"), entry("b")], [entry("c")], [entry("d")])
+        claim_by_hand(plant, "a", owner="listener-9")
+        claim_by_hand(plant, "d", owner="listener-9")
+
+        assert str(process(listener, message)) == "won 2, skipped 2 (busy listener-9)"
+
+        assert [d["_id"] for d in plant.db["inbox"].find()] == [message.batches[0].batch, message.batches[2].batch]
+        assert plant.unfinished() == {("a", "d1"), ("d", "d1")}
+
+    def test_of_several_batches_one_that_is_gone_is_given_back_alone(self, plant):
+        listener = plant.listener()
+        message = plant.accept_apart([entry("a")], [entry("b")])
+        plant.db["inbox"].delete_one({"_id": message.batches[0].batch})
+
+        assert str(process(listener, message)) == "won 1, left 1"
+        assert plant.claim_states() == {"b": "done by listener-1"}
+
+    def test_of_several_batches_one_of_another_version_is_left_to_whoever_knows_it(self, plant):
+        listener = plant.listener()
+        message = plant.accept_apart([entry("a")], [entry("b")])
+        plant.db["inbox"].update_one({"_id": message.batches[0].batch}, {"$set": {"v": 99}})
+
+        assert str(process(listener, message)) == "won 1, left 1"
+        assert plant.claim_states() == {"b": "done by listener-1"}
+        assert [d["v"] for d in plant.db["inbox"].find()] == [99]
+
+    def test_a_failure_is_of_its_own_batch_and_harms_none_of_the_others(self, plant):
+        """G5."""
+        listener = plant.listener("listener-1", fails_for("b"))
+        before = utc_now() - timedelta(minutes=5)
+        message = plant.accept_apart([entry("a")], [entry("b")], [entry("c")], accepted_at=[utc_now(), before, utc_now()])
+
+        assert str(process(listener, message)) == "won 2, failed 1 (retrying)"
+
+        failure = plant.failure("b")
+        assert (failure["batch"], failure["door"], failure["accepted_at"]) == (message.batches[1].batch, "door of b", before)
+        assert plant.effects() == {"a": 1, "c": 1}
+        assert plant.inbox.size() == 0
 
     def test_a_batch_that_is_gone_is_no_proof_of_anything(self, plant):
         listener = plant.listener()
@@ -1346,7 +1414,15 @@ class TestStale:
         message = plant.accept(entry("a"), accepted_at=utc_now() - timedelta(days=29))
 
         assert str(process(listener, message)) == "won 1"
-        assert plant.db["events"].find_one()["expires_at"] == message.accepted_at + timedelta(days=30)
+        assert plant.db["events"].find_one()["expires_at"] == message.batches[0].accepted_at + timedelta(days=30)
+
+    def test_of_several_batches_only_what_is_older_is_stale(self, plant):
+        listener = plant.listener()
+        message = plant.accept_apart([entry("old")], [entry("new")], accepted_at=[utc_now() - timedelta(days=31), utc_now()])
+
+        assert str(process(listener, message)) == "won 1, failed 1 (stale)"
+        assert plant.failures() == {("old", "d1"): "stale"}
+        assert plant.ledger() == {"new": "d1"}
 
     def test_one_that_was_retried_for_too_long_becomes_stale(self, plant):
         listener = plant.listener("listener-1", always(RetryLater(1)))
@@ -1384,7 +1460,7 @@ class TestSharing:
 def document_of(plant: Plant, message):
     from app.stores.records import inbox_document
 
-    return inbox_document(message.batch, plant.batches[message.batch], door="test", accepted_at=message.accepted_at)
+    return inbox_document(message.batch, plant.batches[message.batch], door="test", accepted_at=message.batches[0].accepted_at)
 
 
 def claim_by_hand(plant: Plant, key: str, digest: str = "d1", *, owner: str = "listener-9", session: str = "") -> str:

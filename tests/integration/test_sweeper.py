@@ -245,12 +245,58 @@ def test_a_listener_that_fell_silent_is_waited_for_no_longer_than_a_lease(make_p
 def test_a_lost_recovery_copy_is_missed_although_the_queue_is_never_empty(place, swept):
     place.beat("listener-1")
     for key in ("lost", "waits"):
-        place.accept(key, at=utc_now() - timedelta(seconds=60))
+        place.accept(key, at=utc_now() - timedelta(seconds=60), alone=True)
     assert swept.sweep().recovered == 2
     place.broker.rpop(RECOVERY_QUEUE)
 
     assert swept.over_a_grace().recovered == 1
     assert keys_of(place.queue(RECOVERY_QUEUE)) == [["waits"], ["lost"]]
+
+
+def test_small_batches_share_a_copy(place, swept):
+    place.beat("listener-1")
+    at = utc_now() - timedelta(seconds=60)
+    batches = [place.accept(f"k{number}", at=at) for number in range(3)]
+    again = place.accept("k1", at=at)
+
+    report = swept.sweep()
+
+    assert report.recovered == 4
+    together, apart = place.queue(RECOVERY_QUEUE)
+    assert together.id == "k0+2/recovery"
+    assert [(part.batch, part.events) for part in together.delivery.batches] == [(batch, 1) for batch in batches]
+    assert apart.delivery.batch == again, "a key stands once in a delivery"
+    for batch in (*batches, again):
+        head = place.head(batch)
+        assert head is not None
+        assert (head["forwards"], head["seq"]) == (1, 0)
+    assert swept.over_a_grace().recovered == 0, "both wait in the queue"
+
+
+def test_g1_a_lost_copy_of_several_batches_is_missed(place, swept):
+    """G1: each of them is sent again."""
+    place.beat("listener-1")
+    for key in "abc":
+        place.accept(key, at=utc_now() - timedelta(seconds=60))
+    assert swept.sweep().recovered == 3
+    take_all(place, RECOVERY_QUEUE)
+
+    assert swept.over_a_grace().recovered == 3
+    assert keys_of(place.queue(RECOVERY_QUEUE)) == [["a", "b", "c"]]
+
+
+@pytest.mark.parametrize(("forwards", "sent"), [(1, [["a", "b"]]), (2, [["a"], ["b"]])])
+def test_g5_what_was_sent_twice_before_travels_alone(place, swept, forwards, sent):
+    """G5: it may hold an event that kills whoever has it; its neighbours are not to wait for it."""
+    place.beat("listener-1")
+    for key in "ab":
+        place.accept(key, at=utc_now() - timedelta(seconds=60))
+    place.db["inbox"].update_many({}, {"$set": {"forwards": forwards, "seq": 0}})
+
+    eventually(lambda: swept.sweep(after_s=GRACE_S).recovered == 2, 10, "both to be sent again")
+
+    assert keys_of(place.queue(RECOVERY_QUEUE)) == sent
+    assert {one.delivery.forwards for one in place.queue(RECOVERY_QUEUE)} == {forwards + 1}
 
 
 # ----------------------------------------------------------------------------------------------------------- finished
@@ -314,7 +360,7 @@ def test_g7_the_recovery_queue_is_filled_to_its_mark_oldest_first(make_place):
     swept = Swept(place)
     place.beat("listener-1")
     for number in range(5):
-        place.accept(f"k{number}", at=utc_now() - timedelta(seconds=60 - number))
+        place.accept(f"k{number}", at=utc_now() - timedelta(seconds=60 - number), alone=True)
 
     report = swept.sweep()
     assert (report.recovered, report.more) == (3, True)
@@ -342,9 +388,11 @@ def test_what_is_plainly_in_hands_is_not_read(place, swept, monkeypatch):
 # ----------------------------------------------------------------------------------------------------------- failures
 
 
-def failed(place: Place, key: str, *, delay_ms: int | None = 0, batch: str | None = "b", at: Any = None) -> None:
+def failed(
+    place: Place, key: str, *, delay_ms: int | None = 0, batch: str | None = "b", at: Any = None, digest: str = "1d", kib: int = 0
+) -> None:
     where = Origin(batch=batch, accepted_at=at or utc_now(), listener="l", token=1)
-    assert place.failures.record_attempt(entry(key), where, Problem("it raised"), delay_ms=delay_ms, ended_start=False)
+    assert place.failures.record_attempt(entry(key, digest, kib=kib), where, Problem("it raised"), delay_ms=delay_ms, ended_start=False)
 
 
 def test_due_failures_travel_together_and_suspects_alone(place, swept):
@@ -402,8 +450,8 @@ def test_g5_a_backlog_does_not_hold_up_retries_nor_retries_the_backlog(make_plac
     swept = Swept(place)
     place.beat("listener-1")
     for number in range(40):
-        place.accept(f"k{number}", at=utc_now() - timedelta(seconds=60))
-        failed(place, f"f{number}", batch=f"b{number}", at=utc_now() - timedelta(seconds=number))
+        place.accept(f"k{number}", at=utc_now() - timedelta(seconds=60), alone=True)
+        failed(place, f"f{number}", at=utc_now() - timedelta(seconds=number), kib=2_100)
     seen: list[str] = []
     for _ in range(16 // taken):
         swept.sweep()
@@ -416,7 +464,7 @@ def test_g5_a_backlog_does_not_hold_up_retries_nor_retries_the_backlog(make_plac
     swept.sweeper.close()
 
 
-def test_failures_of_different_batches_do_not_share_a_delivery(place, swept):
+def test_failures_of_different_batches_share_a_delivery_that_tells_them_apart(place, swept):
     place.beat("listener-1")
     at = utc_now()
     failed(place, "a", batch="b1", at=at)
@@ -424,7 +472,23 @@ def test_failures_of_different_batches_do_not_share_a_delivery(place, swept):
 
     swept.sweep()
 
-    assert sorted(keys_of(place.queue(RECOVERY_QUEUE))) == [["a"], ["b"]]
+    [sent] = place.queue(RECOVERY_QUEUE)
+    assert sent.delivery.keys == ["b", "a"]
+    assert [sent.delivery.part_of(key).accepted_at for key in ("a", "b")] == [at, at - timedelta(hours=1)]
+    assert {part.batch for part in sent.delivery.batches} == {None}
+
+
+def test_g5_two_contents_of_one_key_and_many_bytes_do_not_share_a_delivery(place, swept):
+    """G5: a claim is of one content; and a winner holds all bodies of a delivery in memory."""
+    place.beat("listener-1")
+    failed(place, "a", digest="1d")
+    failed(place, "a", digest="2d")
+    for key in ("x", "y", "z"):
+        failed(place, key, kib=1_500)
+
+    swept.sweep()
+
+    assert sorted(keys_of(place.queue(RECOVERY_QUEUE))) == [["a", "x", "y"], ["a", "z"]]
 
 
 def test_a_due_failure_under_a_live_claim_waits(place, swept):

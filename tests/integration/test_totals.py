@@ -238,7 +238,7 @@ def test_what_waits_to_be_added_is_bounded(client):
 
 def test_a_tally_of_several_types_tells_them_apart():
     events = [("a", "1", "x"), ("b", "1", "y"), ("c", "1", "y"), ("d", "1", "x")]
-    delivered = read_delivery(delivery(announcement("b", events, utc_now()), deployment="d", seq=1, forwards=1))
+    delivered = read_delivery(delivery([announcement("b", events, utc_now())], deployment="d", seq=1, forwards=1))
     made = Tally(several_types=True)
     made.win(["a"])
     made.skip("done", "listener-2", "b")

@@ -75,17 +75,30 @@ class Place:
         for name in listeners:
             self.presence.beat(Beat(node=f"{name}@test", listener=name, pid=1, received_seq=seq))
 
-    def accept(self, *keys: str, digest: str = "1d", at: datetime | None = None, types: Mapping[str, str] | None = None) -> str:
-        """A batch in the inbox, of type ``t`` where ``types`` says nothing else. Returns its id."""
+    def accept(
+        self, *keys: str, digest: str = "1d", at: datetime | None = None, types: Mapping[str, str] | None = None, alone: bool = False
+    ) -> str:
+        """A batch in the inbox, of type ``t`` where ``types`` says nothing else. Returns its id.
+
+        Args:
+            keys: of its events.
+            digest: of all of them.
+            at: when it was accepted; by default now.
+            types: of events by key.
+            alone: do not note its size, so that it travels alone.
+        """
         batch = new_batch_id()
         entries = [entry(key, digest, (types or {}).get(key, "t")) for key in keys]
-        self.inbox.write([inbox_document(batch, entries, door="test", accepted_at=at or utc_now())])
+        document = inbox_document(batch, entries, door="test", accepted_at=at or utc_now())
+        if alone:
+            del document["bytes"]
+        self.inbox.write([document])
         return batch
 
-    def announced(self, batch: str) -> dict[str, Any]:
-        """What a broadcaster says about a batch in the inbox."""
+    def announced(self, batch: str, *, size: int | None = None) -> dict[str, Any]:
+        """What a broadcaster says about a batch in the inbox; it travels alone where no size is given."""
         [(found, events)] = self.inbox.entries_of([batch]).items()
-        return announcement(found, events, utc_now())
+        return announcement(found, events, utc_now(), size=size)
 
     def commit(self, *keys: str, digest: str = "1d") -> None:
         """Events in the ledger."""
@@ -108,9 +121,10 @@ class Place:
         return self.db["inbox"].with_options(read_concern=ReadConcern("local")).find_one({"_id": batch}, {"events": 0})
 
 
-def entry(key: str, digest: str = "1d", kind: str = "t") -> Entry:
-    """An event as the stores hold it."""
-    return Entry(key, digest, kind, RawBSONDocument(bson.encode({"source": "test", "id": key})))
+def entry(key: str, digest: str = "1d", kind: str = "t", *, kib: int = 0) -> Entry:
+    """An event as the stores hold it, with a text of ``kib`` KiB as data."""
+    body = {"source": "test", "id": key} | ({"data": "x" * 1024 * kib} if kib else {})
+    return Entry(key, digest, kind, RawBSONDocument(bson.encode(body)))
 
 
 def keys_of(sent: Iterable[Sent]) -> list[list[str]]:

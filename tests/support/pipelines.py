@@ -117,7 +117,17 @@ class Plant:
     ) -> Delivery:
         """A task's message about these events."""
         announced = announcement(batch, [(e.key, e.digest, e.type) for e in entries], accepted_at or utc_now())
-        return self.read(delivery(announced, deployment=deployment, seq=1, forwards=forwards))
+        return self.read(delivery([announced], deployment=deployment, seq=1, forwards=forwards))
+
+    def accept_apart(self, *batches: Sequence[Entry], accepted_at: Sequence[datetime] = (), forwards: int = 1) -> Delivery:
+        """Store several batches, and hand them out in one delivery."""
+        names = [new_batch_id() for _ in batches]
+        at = accepted_at or [utc_now()] * len(batches)
+        named = list(zip(names, batches, at, strict=True))
+        self.inbox.write([inbox_document(name, entries, door=f"door of {entries[0].key}", accepted_at=at) for name, entries, at in named])
+        self.batches |= {name: list(entries) for name, entries, _ in named}
+        announced = [announcement(name, [(e.key, e.digest, e.type) for e in entries], at) for name, entries, at in named]
+        return self.read(delivery(announced, deployment=self.DEPLOYMENT, seq=1, forwards=forwards))
 
     @staticmethod
     def read(message: dict[str, Any]) -> Delivery:

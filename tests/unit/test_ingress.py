@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -13,7 +12,6 @@ from app.events.event import Event
 from app.stores.submission import prepare
 from broadcaster import ingress as ingress_module
 from broadcaster.ingress import Ingress, Stored
-from broadcaster.pacing import BURST, Pace
 
 
 def event(key: str, digest: str = "d", **fields: Any) -> Event:
@@ -47,23 +45,12 @@ class Writer:
 Scenario = Callable[[Ingress, Writer], Coroutine[Any, Any, None]]
 
 
-def run(
-    scenario: Scenario,
-    *,
-    max_events: int = 500,
-    repeat_for_s: float = 5.0,
-    stored: list[Stored] | None = None,
-    clock: Callable[[], float] = time.monotonic,
-) -> Writer:
+def run(scenario: Scenario, *, max_events: int = 500, repeat_for_s: float = 5.0, stored: list[Stored] | None = None) -> Writer:
     writer = Writer()
 
     async def main() -> None:
         ingress = Ingress(
-            writer,
-            max_events=max_events,
-            repeat_for_s=repeat_for_s,
-            on_stored=stored.extend if stored is not None else lambda _: None,
-            pace=Pace(clock),
+            writer, max_events=max_events, repeat_for_s=repeat_for_s, on_stored=stored.extend if stored is not None else lambda _: None
         )
         try:
             async with asyncio.timeout(10):
@@ -114,33 +101,6 @@ def test_what_arrives_while_the_writers_are_busy_goes_together():
         await asyncio.gather(*busy)
 
     assert run(scenario).documents[2:] == [[f"k{n}" for n in range(20)]]
-
-
-def test_what_arrives_faster_than_small_documents_may_begin_goes_together():
-    now = [0.0]
-
-    async def scenario(ingress: Ingress, writer: Writer) -> None:
-        for number in range(BURST):
-            await ingress.accept([event(f"at-once-{number}")], door="http")
-        waiting = [asyncio.create_task(ingress.accept([event(f"k{n}")], door="http")) for n in range(20)]
-        await asyncio.sleep(0)
-        assert len(writer.writes) == BURST
-        now[0] += 1
-        await asyncio.gather(*waiting)
-
-    assert run(scenario, clock=lambda: now[0]).documents[BURST:] == [[f"k{n}" for n in range(20)]]
-
-
-def test_what_waits_for_its_time_is_written_when_the_broadcaster_ends():
-    async def scenario(ingress: Ingress, writer: Writer) -> None:
-        for number in range(BURST):
-            await ingress.accept([event(f"at-once-{number}")], door="http")
-        waiting = asyncio.create_task(ingress.accept([event("late")], door="http"))
-        await asyncio.sleep(0)
-        await ingress.close()
-        assert (await waiting).keys == ("late",)
-
-    assert run(scenario, clock=lambda: 0.0).documents[BURST:] == [["late"]]
 
 
 def test_equal_events_of_different_requests_are_folded():

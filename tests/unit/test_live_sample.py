@@ -35,7 +35,7 @@ def sample(clock: Clock) -> Sample:
 
 def stored(*keys: str) -> Stored:
     events = [Event(key=key, digest="1", type="t", source="s", id=None, time=None, data=None, extra={}) for key in keys]
-    return Stored(batch="b", door="http", accepted_at=utc_now(), events=events)
+    return Stored(batch="b", door="http", accepted_at=utc_now(), events=events, size=0)
 
 
 def told(listener: str, events: Sequence[tuple[str, str, str]] = (), **counts: int) -> Told:

@@ -1,20 +1,20 @@
 """The task message: what one process writes, another one reads; what it does not know, it refuses."""
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.messages import UnreadableMessage, announcement, delivery, read_delivery
+from app.messages import UnreadableMessage, announcement, delivery, read_announcements, read_delivery
 
 AT = datetime(2026, 5, 4, 3, 2, 1, 987_000, tzinfo=UTC)
 EVENTS = st.lists(st.tuples(st.text(min_size=1), st.text(min_size=1), st.sampled_from(["a", "b", "c"])), min_size=1, max_size=20)
 
 
 def message(events=(("k1", "d1", "a"), ("k2", "d2", "b"), ("k3", "d3", "a")), batch="b" * 26, **changes):
-    return delivery(announcement(batch, list(events), AT), deployment="dep", seq=7, forwards=2) | changes
+    return delivery([announcement(batch, list(events), AT)], deployment="dep", seq=7, forwards=2) | changes
 
 
 @given(EVENTS)
@@ -25,7 +25,8 @@ def test_events_come_out_as_they_went_in(events):
 
 def test_the_rest_comes_out_too():
     read = read_delivery(message())
-    assert (read.batch, read.deployment, read.seq, read.forwards, read.accepted_at) == ("b" * 26, "dep", 7, 2, AT)
+    assert (read.batch, read.deployment, read.seq, read.forwards) == ("b" * 26, "dep", 7, 2)
+    assert [(part.batch, part.events, part.accepted_at) for part in read.batches] == [("b" * 26, 3, AT)]
 
 
 def test_one_type_is_written_once():
@@ -79,3 +80,95 @@ def test_a_field_that_is_missing_is_refused():
 
 def test_a_field_of_a_later_version_is_passed_over():
     assert read_delivery(message(hint="new")).seq == 7
+
+
+# ------------------------------------------------------------------------------------------------------- several batches
+
+
+@given(st.lists(EVENTS, min_size=2, max_size=5))
+def test_several_batches_come_out_in_order_each_with_its_own(batches):
+    numbered = [
+        [(f"{number}-{at}-{key}", digest, kind) for at, (key, digest, kind) in enumerate(events)] for number, events in enumerate(batches)
+    ]
+    announced = [announcement(f"b{number}", events, AT + timedelta(seconds=number), size=9) for number, events in enumerate(numbered)]
+
+    read = read_delivery(json.loads(json.dumps(delivery(announced, deployment="dep", seq=7, forwards=2))))
+
+    assert read.events == [event for events in numbered for event in events]
+    assert read.batch == "b0"
+    for number, events in enumerate(numbered):
+        for key, _, _ in events:
+            part = read.part_of(key)
+            assert (part.batch, part.events, part.accepted_at) == (f"b{number}", len(events), AT + timedelta(seconds=number))
+
+
+def several(**changes):
+    announced = [announcement(name, [(key, "d", "t")], AT) for name, key in (("b1", "k1"), ("b2", "k2"))]
+    return delivery(announced, deployment="dep", seq=7, forwards=1) | changes
+
+
+def test_what_was_accepted_together_is_one_part():
+    announced = [announcement(None, [(key, "d", "t")], AT) for key in ("k1", "k2")]
+    [part] = read_delivery(delivery([announced], deployment="dep", seq=0, forwards=1)).batches
+    assert (part.batch, part.events) == (None, 2)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"parts": []},
+        {"parts": [["b1", 1, 0]]},
+        {"parts": [["b1", 1, 0], ["b2", 2, 0]]},
+        {"parts": [["b1", 2, 0], ["b2", 0, 0]]},
+        {"parts": [["b1", 3, 0], ["b2", -1, 0]]},
+        {"parts": [["b1", 1], ["b2", 1]]},
+        {"parts": "text"},
+        {"keys": ["k1", "k1"]},
+    ],
+    ids=str,
+)
+def test_batches_that_do_not_fit_the_keys_are_refused(changes):
+    with pytest.raises(UnreadableMessage, match="malformed"):
+        read_delivery(several(**changes))
+
+
+# --------------------------------------------------------------------------------------------------------- announcements
+
+
+def announced(**changes):
+    return announcement("b", [("k1", "d1", "a"), ("k2", "d2", "b")], AT, size=10) | changes
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "text",
+        None,
+        {},
+        announced(v=2),
+        announced(batch=None),
+        announced(keys="ab"),
+        announced(keys=[["k"], "k2"]),
+        announced(keys=[], digests=[], type_of=[]),
+        announced(digests=["d1"]),
+        announced(type_of=[0, 7]),
+        announced(type_of=None, types=[]),
+        announced(bytes="many"),
+    ],
+    ids=lambda odd: str(odd)[:60],
+)
+def test_an_announcement_that_cannot_be_read_is_refused_and_the_others_are_not(odd):
+    read, refused = read_announcements([announced(), odd, announced(batch="c")])
+    assert [one["batch"] for one in read] == ["b", "c"]
+    assert len(refused) == 1
+    assert "an announcement" in str(refused[0])
+
+
+def test_an_announcement_alone_is_as_good_as_a_list_of_one():
+    assert read_announcements(announced()) == ([announced()], [])
+
+
+def test_an_announcement_that_says_no_size_is_read():
+    known = announced()
+    del known["bytes"]
+    assert read_announcements([known])[0] == [known]
