@@ -109,7 +109,7 @@ def several(**changes):
 
 def test_what_was_accepted_together_is_one_part():
     announced = [announcement(None, [(key, "d", "t")], AT) for key in ("k1", "k2")]
-    [part] = read_delivery(delivery([announced], deployment="dep", seq=0, forwards=1)).batches
+    [part] = read_delivery(delivery(announced, deployment="dep", seq=0, forwards=1)).batches
     assert (part.batch, part.events) == (None, 2)
 
 
