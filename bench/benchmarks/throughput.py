@@ -22,19 +22,27 @@ from bench.rig import WARM_UP, Aside, BenchError, started, warm
 
 TIMES_NAIVE = 40
 NAIVE_WARM_UP = 200
-HTTP, LISTS, SINGLES, FOREIGN, NAIVE = (
+MANY_CONNECTIONS = 16
+HTTP, MANY, ONE, LISTS, SINGLES, FOREIGN, NAIVE = (
     "HTTP, requests of 500",
+    f"HTTP, single events, {MANY_CONNECTIONS} at a time",
+    "HTTP, single events, one after the other",
     "Socket.IO publish, lists of 500",
     "Socket.IO publish, single events",
     "foreign feed, single events",
     "naive: a task per event and listener",
 )
 
+CONNECTIONS = {HTTP: 4, MANY: MANY_CONNECTIONS, ONE: 1}
+"""Of the ways over HTTP; each has one request under way."""
+
 
 def run(options: Options) -> Result:
     """Run all ways in turn, as often as asked."""
     cases = {
         HTTP: options.pick(quick=5_000, default=200_000),
+        MANY: options.pick(quick=1_000, default=10_000, full=50_000),
+        ONE: options.pick(quick=500, default=3_000, full=10_000),
         LISTS: options.pick(quick=5_000, default=100_000, full=200_000),
         SINGLES: options.pick(quick=1_000, default=10_000, full=50_000),
         FOREIGN: options.pick(quick=1_000, default=30_000, full=100_000),
@@ -108,7 +116,10 @@ def _rates_of_ours(options: Options, ways: Mapping[str, int]) -> Iterator[tuple[
                 Begin(rig.settings.mongo_url, rig.processed()).say(begin)
                 seconds = rig.await_processed(rig.expect(load.events), serving) - serving.result()
             else:
-                sending = aside.run(over_http if way == HTTP else over_socketio, rig.url, load)
+                if way in CONNECTIONS:
+                    sending = aside.run(over_http, rig.url, load, CONNECTIONS[way])
+                else:
+                    sending = aside.run(over_socketio, rig.url, load)
                 seconds = rig.await_processed(rig.expect(load.events), sending) - sending.result().began
             rig.audit()
             yield way, load.events / seconds
