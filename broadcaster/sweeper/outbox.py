@@ -36,8 +36,8 @@ from broadcaster.together import together
 
 log: Any = structlog.get_logger()
 
-_HEADS = 2_000
-"""At least so many batches are looked at in one sweep: more than the queues hold."""
+_HEADS = 10_000
+"""At least so many batches are looked at in one sweep: more than the queues usually hold, also when each has one event."""
 _NOTHING = frozenset({""})
 """Types of a batch that is not parked: no type is empty, so this is no part of the paused ones."""
 _APART_S = 60.0
@@ -124,18 +124,23 @@ class Outbox:
                 report.more = True
                 return
             room -= self._settle(report, chunk, room, now)
+        report.more = report.more or (len(heads) >= self._most_heads and bool(report.recovered or report.removed))
 
     def _share(self, room: int, others: int) -> int:
         """So much room is the inbox's: half of it where others want some, so that neither waits for the other's backlog to end."""
         self._odd_is_ours = not self._odd_is_ours
         return room - min(others, (max(room, 0) + (not self._odd_is_ours)) // 2)
 
+    @property
+    def _most_heads(self) -> int:
+        return max(_HEADS, 3 * self._settings.queue_high_water)
+
     def _heads(self, now: float) -> list[Document]:
         """The oldest batches; parked ones, and what other versions wrote, do not take the place of others."""
         found: list[Document] = []
         self._apart = {batch: until for batch, until in self._apart.items() if until > now}
         paused = self._pauses.paused()
-        limit = max(_HEADS, 3 * self._settings.queue_high_water)
+        limit = self._most_heads
         while True:
             page = self._inbox.heads(limit, after=found[-1]["_id"] if found else "")
             found += page

@@ -373,6 +373,25 @@ def test_g7_the_recovery_queue_is_filled_to_its_mark_oldest_first(make_place):
     swept.sweeper.close()
 
 
+def test_more_batches_than_are_looked_at_in_one_sweep_are_gone_through_soon(make_place, monkeypatch):
+    monkeypatch.setattr("broadcaster.sweeper.outbox._HEADS", 3)
+    place = make_place(queue_high_water=1)
+    swept = Swept(place)
+    place.beat("listener-1")
+    for number in range(5):
+        place.accept(f"k{number}", at=utc_now() - timedelta(seconds=60))
+
+    report = swept.sweep()
+    assert (report.recovered, report.more) == (3, True)
+    take_all(place, RECOVERY_QUEUE)
+    place.commit("k0", "k1", "k2")
+    report = swept.over_a_grace()
+    assert (report.removed, report.more) == (3, True)
+    report = swept.sweep()
+    assert (report.recovered, report.more) == (2, False)
+    swept.sweeper.close()
+
+
 def test_what_is_plainly_in_hands_is_not_read(place, swept, monkeypatch):
     place.beat("listener-1", seq=0)
     for number in range(20):
