@@ -1,5 +1,6 @@
 """A listener dies or stops: faults 1, 2, 3, 4, 12."""
 
+import json
 import os
 import signal
 
@@ -15,6 +16,19 @@ def test_sigkill_of_a_listener_amid_2000_events(system: System) -> None:
     system.accept(events(1_000))
     system.await_finished()
     system.audit()
+
+
+def test_sigkill_of_a_listener_amid_single_events(system: System) -> None:
+    """G1, G2: the same with events accepted one by one, of which several travel in one delivery."""
+    system.up(3)
+    system.accept(events(150), per_request=1)
+    system.listener("listener-1").kill()
+    system.accept(events(150), per_request=1)
+    system.await_finished()
+    system.audit()
+    found = list(system.db.events.find({}, {"batch": 1, "forwarded_at": 1}))
+    assert len({d["batch"] for d in found}) == 300
+    assert len({d["forwarded_at"] for d in found if d.get("forwarded_at")}) < 250, "several batches of one sequence"
 
 
 def test_sigkill_in_the_open_transaction(system: System) -> None:
@@ -67,6 +81,18 @@ def test_all_listeners_killed_and_back(system: System) -> None:
         system.restart_listener(name)
     system.await_finished()
     system.audit()
+
+
+def test_single_events_that_waited_for_listeners_are_few_deliveries(system: System) -> None:
+    """G1, G7: what was accepted one by one while no listener lived is sent together, and processed."""
+    system.up(0)
+    system.accept(events(200), per_request=1)
+    system.start_listener("listener-1")
+    system.await_finished()
+    system.audit()
+    sent = [json.loads(line) for line in system.processes["bridge"].log.read_text().splitlines() if '"batch.recovered"' in line]
+    assert sum(said["batches"] for said in sent) >= 200
+    assert sum(said["deliveries"] for said in sent) < 100
 
 
 def test_child_of_the_pool_is_killed(system: System) -> None:
