@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -19,6 +19,10 @@ class LoopThread:
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run ``coroutine`` on the loop; wait for what it returns or raises."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._running()).result()
+
+    def call(self, function: Callable[..., object], *arguments: object) -> None:
+        """Call a plain function on the loop's thread; nobody waits for it."""
+        self._running().call_soon_threadsafe(function, *arguments)
 
     def _running(self) -> asyncio.AbstractEventLoop:
         with self._lock:

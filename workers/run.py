@@ -1,6 +1,5 @@
 """The state of one task execution: its claim id, what it holds, what it has confirmed, and its tally."""
 
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -36,8 +35,9 @@ class Work(msgspec.Struct):
         failure: what is known of earlier runs that failed.
         suspect: whether it may have killed a process, and so runs alone.
         results: what its handlers returned so far.
+        result: what the ledger is to keep of them, once all have run; None: nothing.
         started: a solo run was noted in ``failures`` and has not ended.
-        began: its handlers have begun, in the transaction that was tried last.
+        began: its transactional handlers have begun in the last try; False again when their locks are not what it failed by.
         previous_owner: who had its claim before, where it was taken over.
         story: what its earlier runs left in ``failures``, as the check found it.
         generation: its key was reopened so often, and is to be committed again; 0: it is to be committed for the first time.
@@ -50,6 +50,7 @@ class Work(msgspec.Struct):
     failure: Failure | None = None
     suspect: bool = False
     results: list[Any] = msgspec.field(default_factory=list)
+    result: Any = None
     started: bool = False
     began: bool = False
     previous_owner: str = ""
@@ -91,7 +92,6 @@ class Run:
         confirmed: (key, digest) pairs known finished by an own majority write or a majority read.
         batch: the inbox batch, once fetched.
         errors: what earlier runs of failures raised, as ``failures`` has it, once fetched.
-        lock: held while what follows from a concurrent handler's run is noted here.
     """
 
     runtime: Runtime
@@ -103,7 +103,6 @@ class Run:
     confirmed: set[Pair] = field(default_factory=set)
     batch: Batch | None = None
     errors: dict[Pair, Any] = field(default_factory=dict)
-    lock: threading.RLock = field(default_factory=threading.RLock)
     log: Any = None
 
     def __post_init__(self) -> None:
