@@ -1,9 +1,15 @@
 """An event loop in a thread of its own, for ``async def`` handlers; the steps of a task stay plain functions."""
 
 import asyncio
+import sys
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
+
+if sys.platform == "win32":
+    from asyncio import new_event_loop
+else:
+    from uvloop import new_event_loop
 
 T = TypeVar("T")
 
@@ -27,7 +33,7 @@ class LoopThread:
     def _running(self) -> asyncio.AbstractEventLoop:
         with self._lock:
             if self._loop is None:
-                self._loop = asyncio.new_event_loop()
+                self._loop = new_event_loop()
                 self._thread = threading.Thread(target=self._loop.run_forever, name="async-handlers", daemon=True)
                 self._thread.start()
             return self._loop
