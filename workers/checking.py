@@ -30,9 +30,8 @@ def fetch(run: Run, events: list[Key3]) -> dict[Pair, Entry] | None:
         return {(entry.key, entry.digest): entry for entry, _ in found.values()}
     if run.batch is None:
         run.batch = run.runtime.inbox.fetch(run.delivery.batch)
-    if run.batch is None:
-        return None
-    return {(entry.key, entry.digest): entry for entry in run.batch.entries}
+        run.entries = {(entry.key, entry.digest): entry for entry in run.batch.entries} if run.batch is not None else {}
+    return run.entries if run.batch is not None else None
 
 
 def check(run: Run, won: list[tuple[Entry, Answer]]) -> list[Work]:

@@ -91,6 +91,7 @@ class Run:
         held: keys claimed and neither completed nor given back, with their digests.
         confirmed: (key, digest) pairs known finished by an own majority write or a majority read.
         batch: the inbox batch, once fetched.
+        entries: of the batch, by (key, digest).
         errors: what earlier runs of failures raised, as ``failures`` has it, once fetched.
     """
 
@@ -102,6 +103,7 @@ class Run:
     held: dict[str, str] = field(default_factory=dict)
     confirmed: set[Pair] = field(default_factory=set)
     batch: Batch | None = None
+    entries: dict[Pair, Entry] = field(default_factory=dict)
     errors: dict[Pair, Any] = field(default_factory=dict)
     log: Any = None
 

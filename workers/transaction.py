@@ -117,10 +117,10 @@ def commit_transaction_of(run: Run, works: Sequence[Work], session: ClientSessio
     session.start_transaction(read_concern=ReadConcern("snapshot"), write_concern=WriteConcern("majority"))
     try:
         _write_ledger(run, works, session)
-        for work in works:
-            _must_be_held(run, work)
-            work.began = True
-            with session.bind(end_session=False):
+        with session.bind(end_session=False):
+            for work in works:
+                _must_be_held(run, work)
+                work.began = True
                 run_transactional(run, work, db)
         if results := [_result_update(work) for work in works if work.result is not None]:
             collection.bulk_write(results, ordered=False, session=session)
