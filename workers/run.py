@@ -37,7 +37,7 @@ class Work(msgspec.Struct):
         results: what its handlers returned so far.
         result: what the ledger is to keep of them, once all have run; None: nothing.
         started: a solo run was noted in ``failures`` and has not ended.
-        began: its transactional handlers have begun in the last try; False again when their locks are not what it failed by.
+        began: its handlers have begun, in the transaction that was tried last.
         previous_owner: who had its claim before, where it was taken over.
         story: what its earlier runs left in ``failures``, as the check found it.
         generation: its key was reopened so often, and is to be committed again; 0: it is to be committed for the first time.

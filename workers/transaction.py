@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.client_session import ClientSession
-from pymongo.errors import OperationFailure, PyMongoError
+from pymongo.errors import PyMongoError
 from pymongo.operations import UpdateOne
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
@@ -30,8 +30,6 @@ COMMIT_RETRY_S = 5.0
 """How long an unanswered commit is repeated; a commit may be repeated safely."""
 
 COMMIT_PAUSE_S = 0.05
-WRITE_CONFLICT = 112
-"""Somebody's open transaction, or one that was committed meanwhile, has written what this one wants to write."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -155,7 +153,7 @@ async def commit_async_transaction_of(run: Run, work: Work, session: AsyncClient
         if lazy and await _has_sent_nothing(session):
             return False
         if lazy:
-            await _write_ledger_last(run, work, session)
+            await _write_ledger_async(run, work, session)
         elif work.result is not None:
             ledger = run.runtime.async_db()[run.runtime.ledger.collection.name]
             await ledger.bulk_write([_result_update(work)], session=session)
@@ -184,15 +182,6 @@ async def _has_sent_nothing(session: AsyncClientSession) -> bool:
 
 def _result_update(work: Work) -> UpdateOne:
     return UpdateOne({"_id": work.entry.key}, {"$set": {"result": work.result}})
-
-
-async def _write_ledger_last(run: Run, work: Work, session: AsyncClientSession) -> None:
-    """Write it when the handlers have run; a lock on it is a rival's, and none that they met."""
-    try:
-        await _write_ledger_async(run, work, session)
-    except OperationFailure as error:
-        work.began = error.code != WRITE_CONFLICT
-        raise
 
 
 async def _commit_async(session: AsyncClientSession) -> None:

@@ -210,6 +210,8 @@ class TestWithoutMongoDB:
             ran.append(event.key)
             if len(ran) == 2:
                 await asyncio.to_thread(gate.pass_through)
+                for _ in range(1_000):  # turns of the loop in which a listener that did not wait would go on
+                    await asyncio.sleep(0)
                 ran.append("ended")
 
         def away_when_the_second_runs(_documents, session=None):
@@ -225,9 +227,16 @@ class TestWithoutMongoDB:
         monkeypatch.setattr(Tasks, "end", end)
         listener = plant.listener("listener-1", function)
         listener.ledger.insert = away_when_the_second_runs
+        release = listener.claims_of("test").release
+
+        def released(*args, **kwargs):
+            ran.append("given back")
+            return release(*args, **kwargs)
+
+        listener.claims_of("test").release = released
 
         assert str(process(listener, plant.accept(*(entry(k) for k in "abcd")))) == "left 4"
-        assert ran[2:] == ["ended"]
+        assert ran[2:] == ["ended", "given back"]
         assert plant.claim_states() == {}
 
 
@@ -318,6 +327,36 @@ class TestWithMongoDB:
 
         assert str(tally) == "won 1, failed 1 (retrying)"
         assert plant.ledger() == {"a": "d1"}
+
+    @pytest.mark.parametrize("kind", [lambda function: function, outside], ids=["transactional", "at_least_once"])
+    def test_one_that_exits_has_failed_and_ends_nothing(self, plant, kind):
+        """G5: neither the process nor its loop."""
+
+        async def function(event, _context):
+            if event.key == "bad":
+                raise SystemExit("done with it")
+
+        listener = plant.listener("listener-1", kind(function))
+
+        assert str(process(listener, plant.accept(entry("bad"), entry("a")))) == "won 1, failed 1 (retrying)"
+        assert str(process(listener, plant.accept(entry("b")))) == "won 1"
+        assert plant.failure("bad")["error"]["type"] == "SystemExit"
+
+    def test_an_exit_that_the_pool_asks_for_is_no_attempt_and_leaves_the_loop_running(self, plant):
+        async def function(event, context):
+            await effect(event, context)
+            if event.key == "bad":
+                raise SystemExit(-241)  # as billiard's, on SIGTERM
+
+        listener = plant.listener("listener-1", function)
+
+        with pytest.raises(SystemExit):
+            process(listener, plant.accept(entry("bad")))
+
+        assert plant.failures() == {}
+        assert plant.effects() == {}
+        assert plant.claim_states() == {}
+        assert str(process(listener, plant.accept(entry("b")))) == "won 1"
 
     def test_events_that_want_one_document_wait_for_each_other_and_lose_no_update(self, plant):
         """G2: read, then write, in handlers beside each other."""
