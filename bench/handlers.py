@@ -4,7 +4,7 @@
 |---|---|
 | ``bench.plain.<ms>``, ``bench.async.<ms>`` | takes so many milliseconds, as a plain function or an ``async def``; transactional |
 | ``bench.outside.<ms>`` | the same as an ``async def`` outside the transaction: ``at_least_once`` |
-| ``bench.spread`` | transactional, adds one to one of 10,000 documents |
+| ``bench.spread``, ``bench.spread.async`` | transactional, adds one to one of 10,000 documents; as a plain function or an ``async def`` |
 | ``bench.hot`` | transactional, adds one to one of three documents, which all listeners want |
 | ``bench.stuck`` | the first to enter says who it is in ``DEDUP_BENCH_STUCK`` and stays until it is killed |
 
@@ -49,7 +49,14 @@ async def waiting_outside(event: Event, _context: Context) -> None:
 @handler("bench.spread")
 def spread(event: Event, context: Context) -> None:
     """Count in a document that few others want."""
-    _count(context, f"spread-{zlib.crc32((event.id or '').encode()) % SPREAD_OVER}")
+    _count(context, _one_of_many(event))
+
+
+@handler("bench.spread.async")
+async def spread_async(event: Event, context: Context) -> None:
+    """The same, beside others."""
+    counts: Any = context.db[COUNTS]
+    await counts.update_one({"_id": _one_of_many(event)}, {"$inc": {"count": 1}}, upsert=True)
 
 
 @handler("bench.hot")
@@ -77,6 +84,10 @@ def _hang_once(context: Context) -> None:
     except FileExistsError:
         return
     time.sleep(_STUCK_S)
+
+
+def _one_of_many(event: Event) -> str:
+    return f"spread-{zlib.crc32((event.id or '').encode()) % SPREAD_OVER}"
 
 
 def _count(context: Context, name: str) -> None:

@@ -30,9 +30,8 @@ def fetch(run: Run, events: list[Key3]) -> dict[Pair, Entry] | None:
         return {(entry.key, entry.digest): entry for entry, _ in found.values()}
     if not run.batches:
         run.batches = run.runtime.inbox.fetch([part.batch for part in run.delivery.batches if part.batch is not None])
-    if not run.batches:
-        return None
-    return {(entry.key, entry.digest): entry for batch in run.batches.values() for entry in batch.entries}
+        run.entries = {(entry.key, entry.digest): entry for batch in run.batches.values() for entry in batch.entries}
+    return run.entries if run.batches else None
 
 
 def check(run: Run, won: list[tuple[Entry, Answer]]) -> list[Work]:

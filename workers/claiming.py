@@ -26,7 +26,7 @@ def claim(run: Run, events: list[Key3], sessions: Sessions, *, lease_ms: int) ->
                 claim_id=run.claim_id,
                 owner=run.listener,
                 lease_ms=lease_ms,
-                sessions=[sessions.id_for(key) for key, _, _ in events] if sessions.plain else (),
+                sessions=[sessions.id_for(key) for key, _, _ in events] if sessions.any else (),
             )
     except ClaimsUnavailable:
         run.held.update((key, digest) for key, digest, _ in events)  # some may be claimed: they are given back at the end

@@ -1,5 +1,6 @@
 """Running the users' handlers for one event."""
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -27,35 +28,46 @@ class HandlerRaised(Exception):
 
 
 def run_at_least_once(run: Run, work: Work) -> None:
-    """Run the handlers that stand outside the transaction, before the commit.
+    """Run the plain handlers that stand outside the transaction, before the commit.
 
     Raises:
-        HandlerRaised: one of them failed.
+        HandlerRaised: one of them failed, or of handlers none of which is to follow, the results cannot be kept.
     """
     plain = [h for h in work.handlers if h.at_least_once and not h.is_async]
-    on_loop = [h for h in work.handlers if h.at_least_once and h.is_async]
-    work.results = _call(run, work, plain, run.runtime.db) if plain else []
-    if on_loop:
-        work.results += run.runtime.loop.run(_call_async(run, work, on_loop, run.runtime.async_db()))
+    work.results = _call(run, work, plain, run.runtime.db, inside=False) if plain else []
+    if len(plain) == len(work.handlers):
+        work.result = _checked(work.results)
 
 
-def run_transactional(run: Run, work: Work) -> Any:
-    """Run the transactional handlers; the caller has a transaction open and its session bound.
+async def run_async_at_least_once(run: Run, work: Work) -> None:
+    """The same with ``async def`` ones, which come after the plain ones; those run in a thread, so that nobody waits for them.
 
-    Returns:
-        What the ledger is to keep of all results of the event's handlers, or None.
+    Raises:
+        As :func:`run_at_least_once`.
+    """
+    if any(h.at_least_once and not h.is_async for h in work.handlers):
+        await asyncio.to_thread(run_at_least_once, run, work)
+    if on_loop := [h for h in work.handlers if h.at_least_once and h.is_async]:
+        work.results += await _call_async(run, work, on_loop, run.runtime.async_db(), inside=False)
+    if not work.transactional:
+        work.result = _checked(work.results)
+
+
+def run_transactional(run: Run, work: Work, db: Database[Any]) -> None:
+    """Run the transactional handlers, and note what the ledger is to keep of the results of all handlers of the event.
+
+    The caller has a transaction open and its session bound; ``db`` is what :func:`in_transaction` gives.
 
     Raises:
         HandlerRaised: one of them failed.
         PyMongoError: the transaction is over for a reason that is not the handler's (a write conflict, say).
     """
-    return _checked([*work.results, *_call(run, work, work.transactional, in_transaction(run.runtime.db))])
+    work.result = _checked([*work.results, *_call(run, work, work.transactional, db, inside=True)])
 
 
-async def run_async_transactional(run: Run, work: Work) -> Any:
+async def run_async_transactional(run: Run, work: Work, db: AsyncDatabase[Any]) -> None:
     """The same for ``async def`` handlers."""
-    db = in_transaction(run.runtime.async_db())
-    return _checked([*work.results, *await _call_async(run, work, work.transactional, db)])
+    work.result = _checked([*work.results, *await _call_async(run, work, work.transactional, db, inside=True)])
 
 
 def in_transaction(db: AnyDatabase) -> AnyDatabase:
@@ -70,33 +82,33 @@ def _checked(results: list[Any]) -> Any:
         raise HandlerRaised(error) from error
 
 
-def _call(run: Run, work: Work, handlers: Sequence[Handler], db: Any) -> list[Any]:
-    with _judging(run, work):
+def _call(run: Run, work: Work, handlers: Sequence[Handler], db: Any, *, inside: bool) -> list[Any]:
+    with _judging(run, work, inside=inside):
         event, context = event_of(work.entry), _context(run, work, db)
         return [handler.function(event, context) for handler in handlers]
 
 
-async def _call_async(run: Run, work: Work, handlers: Sequence[Handler], db: Any) -> list[Any]:
-    with _judging(run, work):
+async def _call_async(run: Run, work: Work, handlers: Sequence[Handler], db: Any, *, inside: bool) -> list[Any]:
+    with _judging(run, work, inside=inside):
         event, context = event_of(work.entry), _context(run, work, db)
         return [await handler.function(event, context) for handler in handlers]
 
 
 @contextmanager
-def _judging(run: Run, work: Work) -> Iterator[None]:
-    """Note that a handler runs, and tell what it raises from a transaction that is over."""
+def _judging(run: Run, work: Work, *, inside: bool) -> Iterator[None]:
+    """Note that a handler runs, and tell what it raises from a transaction that is over, if it is inside one of ours."""
     with run.runtime.renewal.running(work.entry.key, work.policy.max_handler_s), without_limits():
         try:
             yield
         except PyMongoError as error:
-            if error.has_error_label("TransientTransactionError"):
+            if inside and error.has_error_label("TransientTransactionError"):
                 raise
             raise HandlerRaised(error) from error
         except SystemExit as error:
             if run.runtime.ending() or _by_signal(error):
                 raise
             raise HandlerRaised(error) from error  # the handler's own: an error like any other, and not the end of this process
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:  # nobody but the handler itself cancels it
             raise HandlerRaised(error) from error
 
 

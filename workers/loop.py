@@ -1,9 +1,15 @@
 """An event loop in a thread of its own, for ``async def`` handlers; the steps of a task stay plain functions."""
 
 import asyncio
+import sys
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
+
+if sys.platform == "win32":
+    from asyncio import new_event_loop
+else:
+    from uvloop import new_event_loop
 
 T = TypeVar("T")
 
@@ -20,10 +26,14 @@ class LoopThread:
         """Run ``coroutine`` on the loop; wait for what it returns or raises."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._running()).result()
 
+    def call(self, function: Callable[..., object], *arguments: object) -> None:
+        """Call a plain function on the loop's thread; nobody waits for it."""
+        self._running().call_soon_threadsafe(function, *arguments)
+
     def _running(self) -> asyncio.AbstractEventLoop:
         with self._lock:
             if self._loop is None:
-                self._loop = asyncio.new_event_loop()
+                self._loop = new_event_loop()
                 self._thread = threading.Thread(target=self._loop.run_forever, name="async-handlers", daemon=True)
                 self._thread.start()
             return self._loop

@@ -33,11 +33,15 @@ class Pace:
         self._ms[type] = ms_per_event if before is None else before + _SMOOTHING * (ms_per_event - before)
 
     def events_per_slice(self, type: str, *, at_once: int = 1) -> int:
-        """How many events of ``type`` take about the target time; at least one round of ``at_once`` concurrent ones."""
+        """How many events of ``type`` take about the target time.
+
+        Of concurrent ones it is as many rounds of ``at_once`` as take no less: between two slices, and while the last ones of a slice end, some of them wait.
+        """
         ms = self._ms.get(type)
         if ms is None:
             return max(FIRST_SLICE, at_once)
-        rounds = max(1, round(self._target_ms / max(ms, 0.001)))
+        rounds = self._target_ms / max(ms, 0.001)
+        rounds = math.ceil(rounds) if at_once > 1 else max(1, round(rounds))
         return min(MAX_SLICE, rounds * at_once)
 
 

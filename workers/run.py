@@ -1,6 +1,5 @@
 """The state of one task execution: its claim id, what it holds, what it has confirmed, and its tally."""
 
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -36,6 +35,7 @@ class Work(msgspec.Struct):
         failure: what is known of earlier runs that failed.
         suspect: whether it may have killed a process, and so runs alone.
         results: what its handlers returned so far.
+        result: what the ledger is to keep of them, once all have run; None: nothing.
         started: a solo run was noted in ``failures`` and has not ended.
         began: its handlers have begun, in the transaction that was tried last.
         previous_owner: who had its claim before, where it was taken over.
@@ -50,6 +50,7 @@ class Work(msgspec.Struct):
     failure: Failure | None = None
     suspect: bool = False
     results: list[Any] = msgspec.field(default_factory=list)
+    result: Any = None
     started: bool = False
     began: bool = False
     previous_owner: str = ""
@@ -90,8 +91,8 @@ class Run:
         held: keys claimed and neither completed nor given back, with their digests.
         confirmed: (key, digest) pairs known finished by an own majority write or a majority read.
         batches: the inbox batches, by id, once fetched.
+        entries: of the batches, by (key, digest).
         errors: what earlier runs of failures raised, as ``failures`` has it, once fetched.
-        lock: held while what follows from a concurrent handler's run is noted here.
     """
 
     runtime: Runtime
@@ -102,8 +103,8 @@ class Run:
     held: dict[str, str] = field(default_factory=dict)
     confirmed: set[Pair] = field(default_factory=set)
     batches: dict[str, Batch] = field(default_factory=dict)
+    entries: dict[Pair, Entry] = field(default_factory=dict)
     errors: dict[Pair, Any] = field(default_factory=dict)
-    lock: threading.RLock = field(default_factory=threading.RLock)
     log: Any = None
 
     def __post_init__(self) -> None:

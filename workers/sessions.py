@@ -7,6 +7,7 @@ owner left open.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from pymongo import AsyncMongoClient
@@ -22,12 +23,17 @@ class Sessions:
     """What :func:`sessions_of` opened.
 
     Attributes:
-        plain: for transactions with plain handlers or none; None where no event of the slice has handlers.
+        plain: for transactions with plain handlers; None where no event of the slice has transactional ones.
         on_loop: by key, for events with ``async def`` transactional handlers.
     """
 
     plain: ClientSession | None = None
     on_loop: Mapping[str, AsyncClientSession] = field(default_factory=dict)
+
+    @property
+    def any(self) -> bool:
+        """Whether any event of the slice has one."""
+        return self.plain is not None or bool(self.on_loop)
 
     def id_for(self, key: str) -> str:
         """Hex id of the session in whose transaction an event commits; empty where it needs none."""
@@ -40,7 +46,7 @@ def sessions_of(runtime: Runtime, events: Sequence[Key3]) -> Iterator[Sessions]:
     """Open the sessions that a slice needs, and end them with the block."""
     handlers = {kind: runtime.handlers.for_type(kind) for _, _, kind in events}
     on_loop = {kind for kind, found in handlers.items() if any(h.is_async and not h.at_least_once for h in found)}
-    plain = runtime.db.client.start_session() if any(handlers.values()) else None
+    plain = runtime.db.client.start_session() if any(not h.at_least_once and not h.is_async for h in chain(*handlers.values())) else None
     opened: dict[str, AsyncClientSession] = {}
     try:
         if on_loop:

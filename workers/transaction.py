@@ -1,7 +1,8 @@
 """One MongoDB transaction: ledger documents, the handlers' writes, a commit by majority.
 
-The ledger documents come first, so that a rival's commit is met before any handler runs. Retries are bounded here, since the
-driver's own ``with_transaction`` would go on for two minutes.
+The ledger documents of a slice come first, so that a rival's commit is met before any handler runs. An ``async def`` handler's first try is
+*lazy*: its transaction begins with its first command, and the ledger document comes last in it; a handler that sends no command needs none.
+Every further try is as with plain handlers. Retries are bounded here, since the driver's own ``with_transaction`` would go on for two minutes.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.client_session import ClientSession
 from pymongo.errors import PyMongoError
+from pymongo.operations import UpdateOne
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
@@ -21,7 +23,7 @@ from app.stores.failures import Failure
 from app.stores.ledger import expiry, recommitment
 from app.stores.mongo import Document
 from app.stores.records import utc_now
-from workers.handling import run_async_transactional, run_transactional
+from workers.handling import in_transaction, run_async_transactional, run_transactional
 from workers.run import Run, Work
 
 COMMIT_RETRY_S = 5.0
@@ -38,6 +40,10 @@ class ClaimLost(Exception):
 
 class KeyTaken(Exception):
     """A key that was reopened is so no more: it was committed again, or withdrawn."""
+
+
+class Unanswered(Exception):
+    """A handler began its transaction with a command that got no answer, and went on as if nothing were: nothing was written."""
 
 
 class CommitLost(Exception):
@@ -68,6 +74,8 @@ def ledger_document(run: Run, work: Work) -> Document:
         document["forwards"] = run.delivery.forwards
         if run.delivery.seq:
             document["forwarded_at"] = _EPOCH + timedelta(milliseconds=run.delivery.seq // 1000)
+    if work.result is not None:
+        document["result"] = work.result
     if work.previous_owner:
         document["previous_owner"] = work.previous_owner
     if story is not None and story.generation and not work.generation:  # its retention has removed the reopened document
@@ -102,19 +110,19 @@ def commit_transaction_of(run: Run, works: Sequence[Work], session: ClientSessio
         CommitLost: the commit's answer was lost; the ledger must be read again.
         PyMongoError: the transaction did not go through: a taken key, a write conflict, an outage.
     """
-    ledger = run.runtime.ledger
+    collection, db = run.runtime.ledger.collection, in_transaction(run.runtime.db)
     for work in works:
-        work.began = False
+        work.began, work.result = False, None
     session.start_transaction(read_concern=ReadConcern("snapshot"), write_concern=WriteConcern("majority"))
     try:
         _write_ledger(run, works, session)
-        for work in works:
-            _must_be_held(run, work)
-            work.began = True
-            with session.bind(end_session=False):
-                result = run_transactional(run, work)
-            if result is not None:
-                ledger.collection.update_one({"_id": work.entry.key}, {"$set": {"result": result}}, session=session)
+        with session.bind(end_session=False):
+            for work in works:
+                _must_be_held(run, work)
+                work.began = True
+                run_transactional(run, work, db)
+        if results := [_result_update(work) for work in works if work.result is not None]:
+            collection.bulk_write(results, ordered=False, session=session)
         _commit(session)
     except BaseException:
         if session.in_transaction:
@@ -123,29 +131,58 @@ def commit_transaction_of(run: Run, works: Sequence[Work], session: ClientSessio
         raise
 
 
-async def commit_async_transaction_of(run: Run, work: Work, session: AsyncClientSession) -> None:
+async def commit_async_transaction_of(run: Run, work: Work, session: AsyncClientSession) -> bool:
     """The same for one event whose transactional handlers are ``async def``, on the asynchronous client.
+
+    Returns:
+        False when its handlers have run and sent no command to MongoDB: then there is nothing to commit but the event itself.
 
     Raises:
         As :func:`commit_transaction_of`.
+        Unanswered: nothing was written, and another try may go through.
     """
-    ledger = run.runtime.async_db()[run.runtime.ledger.collection.name]
-    work.began = False
+    lazy = session.operation_time is None  # no command was ever sent in it: this is the first try
+    work.began, work.result = False, None
     await session.start_transaction(read_concern=ReadConcern("snapshot"), write_concern=WriteConcern("majority"))
     try:
-        await _write_ledger_async(run, work, session)
+        if not lazy:
+            await _write_ledger_async(run, work, session)
         _must_be_held(run, work)
         work.began = True
         async with session.bind(end_session=False):
-            result = await run_async_transactional(run, work)
-        if result is not None:
-            await ledger.update_one({"_id": work.entry.key}, {"$set": {"result": result}}, session=session)
+            await run_async_transactional(run, work, in_transaction(run.runtime.async_db()))
+        if lazy and await _has_sent_nothing(session):
+            return False
+        if lazy:
+            await _write_ledger_async(run, work, session)
+        elif work.result is not None:
+            ledger = run.runtime.async_db()[run.runtime.ledger.collection.name]
+            await ledger.bulk_write([_result_update(work)], session=session)
         await _commit_async(session)
     except BaseException:
         if session.in_transaction:
             with contextlib.suppress(PyMongoError):
                 await session.abort_transaction()
         raise
+    return True
+
+
+async def _has_sent_nothing(session: AsyncClientSession) -> bool:
+    """Whether no command of the handlers went to MongoDB; its transaction is over then, and MongoDB never heard of it.
+
+    Every answer, an error's too, brings the session an operation time, be the command a write, a bulk or a cursor's. A command without
+    an answer, or one that the driver could not encode, shows when the transaction is aborted: that is a command only where one was sent before.
+    """
+    if session.operation_time is not None:
+        return False
+    await session.abort_transaction()
+    if session.operation_time is not None:
+        raise Unanswered("a command of its handlers got no answer")
+    return True
+
+
+def _result_update(work: Work) -> UpdateOne:
+    return UpdateOne({"_id": work.entry.key}, {"$set": {"result": work.result}})
 
 
 async def _commit_async(session: AsyncClientSession) -> None:

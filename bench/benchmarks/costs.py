@@ -27,12 +27,12 @@ from bench.producers import over_http
 from bench.rig import Aside, Rig, started
 from workers.checking import check, fetch
 from workers.claiming import claim
-from workers.committing import store
 from workers.handlers import Registry
 from workers.pipeline import process
 from workers.run import Run
 from workers.runtime import Runtime
 from workers.sessions import sessions_of
+from workers.storing import store
 
 WARM_UP = 5_000
 PER_BATCH = 500

@@ -4,6 +4,8 @@ import json
 import os
 import signal
 
+import pytest
+
 from tests.support.system import System, events
 from tests.support.waiting import eventually
 
@@ -31,10 +33,11 @@ def test_sigkill_of_a_listener_amid_single_events(system: System) -> None:
     assert len({d["forwarded_at"] for d in found if d.get("forwarded_at")}) < 250, "several batches of one sequence"
 
 
-def test_sigkill_in_the_open_transaction(system: System) -> None:
+@pytest.mark.parametrize("kind", ["fault.gate", "fault.gate.async"])
+def test_sigkill_in_the_open_transaction(system: System, kind: str) -> None:
     """G2, G4: a winner killed inside its transaction leaves no effect, and does not hold its successor up."""
     system.up(2)
-    system.accept(events(3, "fault.gate"))
+    system.accept(events(3, kind))
     dead = system.entered()
     system.listener(dead).kill()
     (system.folder / "gates" / f"entered-{dead}").unlink()
@@ -44,10 +47,11 @@ def test_sigkill_in_the_open_transaction(system: System) -> None:
     assert {d["listener"] for d in system.db.events.find()} == {"listener-1", "listener-2"} - {dead}
 
 
-def test_sigstop_past_the_lease_then_sigcont(system: System) -> None:
+@pytest.mark.parametrize("kind", ["fault.gate", "fault.gate.async"])
+def test_sigstop_past_the_lease_then_sigcont(system: System, kind: str) -> None:
     """G3: a winner paused past its lease loses to its successor, and its late commit changes nothing."""
     system.up(2)
-    system.accept(events(3, "fault.gate"))
+    system.accept(events(3, kind))
     paused = system.entered()
     system.listener(paused).pause()
     (system.folder / "gates" / f"entered-{paused}").unlink()
@@ -57,7 +61,7 @@ def test_sigstop_past_the_lease_then_sigcont(system: System) -> None:
     system.accept(events(50))
     system.await_finished()
     system.audit()
-    by = {d["_id"]: d["listener"] for d in system.db.events.find({"type": "fault.gate"})}
+    by = {d["_id"]: d["listener"] for d in system.db.events.find({"type": kind})}
     assert paused not in by.values()
 
 

@@ -7,6 +7,7 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from app.events.event import Event
@@ -42,11 +43,25 @@ async def wait(event: Event, context: Context) -> None:
 def gate(event: Event, context: Context) -> None:
     """Has its effect, says so by a file ``entered-<listener>``, and goes on when ``open`` is there; at most 60 s."""
     effect(event, context)
+    is_open = _entered(context)
+    while not is_open():
+        time.sleep(0.02)
+
+
+@handler("fault.gate.async")
+async def gate_async(event: Event, context: Context) -> None:
+    """The same beside others, each in a transaction of its own."""
+    await context.db.effects.update_one({"_id": event.key}, {"$inc": {"n": 1}}, upsert=True)  # type: ignore[misc]
+    is_open = _entered(context)
+    while not is_open():  # noqa: ASYNC110  a file has no event
+        await asyncio.sleep(0.02)
+
+
+def _entered(context: Context) -> Callable[[], bool]:
     gates = Path(os.environ["DEDUP_TEST_GATES"])
     (gates / f"entered-{context.listener}").write_text(str(os.getpid()))
     deadline = time.monotonic() + 60
-    while not (gates / "open").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
+    return lambda: (gates / "open").exists() or time.monotonic() > deadline
 
 
 @handler("fault.mixed")

@@ -31,7 +31,13 @@ def test_a_slice_takes_about_the_target(ms, events, expected):
 def test_concurrent_events_are_measured_and_planned_in_rounds():
     pace = Pace(250)
     pace.note("t", 200, events=128, at_once=64)  # two rounds of 100 ms
-    assert pace.events_per_slice("t", at_once=64) == 128
+    assert pace.events_per_slice("t", at_once=64) == 192, "no less than the target: two would be 200 ms"
+
+
+def test_concurrent_events_that_are_slower_than_the_target_come_in_single_rounds():
+    pace = Pace(250)
+    pace.note("t", 1_000, events=64, at_once=64)
+    assert pace.events_per_slice("t", at_once=64) == 64
 
 
 def test_types_are_measured_apart():
