@@ -5,7 +5,8 @@
 --   dedup:{deployment}:<key>     string  claim_px_ms / done_ttl   the claim of one event
 -- Value, fields separated by '|':
 --   P|digest|claim id|token|deadline ms|lease ms|owner|session|previous owner|previous session    processing
---   D|digest|owner                                                                                done
+--   d, the digest's 16 bytes, owner                                                               done
+--   D|digest|owner                                                                                done: any other digest, earlier releases
 -- The previous ones are of whom it was taken over from; they make the answer to a repeated call the same as the first.
 -- Any other value, of whatever type, is none of ours: it is taken over, and nobody's to renew, complete or release.
 -- All keys of a deployment share one hash slot, so that these scripts run on a cluster too.
@@ -17,6 +18,7 @@
 --   'B|owner'             busy: somebody's lease is running
 --   'D|owner'             done
 --   'C|digest|owner'      conflict: the key is held with another digest
+--   'd…'                  done or conflict: the mark as it is stored, for the caller to compare
 local claim_id, owner = ARGV[1], ARGV[2]
 local lease_ms, px_ms = tonumber(ARGV[3]), ARGV[4]
 local time = redis.call('TIME')
@@ -37,6 +39,8 @@ local function found_or_set(key, value)
   return string.find(found.err, 'WRONGTYPE', 1, true) and '' or error(found)
 end
 
+local MARK, MARK_HEAD = string.byte('d'), 17 -- app/claims/marks.py
+
 local reply = {}
 local stored = redis.call('MGET', unpack(KEYS)) -- one call tells a loser everything; false also for a value of another type
 local newly_held = held_under(now_us)
@@ -46,6 +50,8 @@ for i, key in ipairs(KEYS) do
   local found = stored[i] or found_or_set(key, 'P|' .. digest .. newly_held .. session .. '||')
   if not found then
     reply[i] = now_us
+  elseif string.byte(found) == MARK and #found > MARK_HEAD then
+    reply[i] = found
   else
     local state, held, rest = string.match(found, '^([PD])|([^|]*)|(.*)$')
     if state and held ~= digest then

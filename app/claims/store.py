@@ -25,6 +25,7 @@ from redis.commands.core import Script
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
+from app.claims.marks import SHORT, digests_in, heads_of, is_short, long_head_of, marks_of, owner_in
 from app.errors import ClaimsUnavailable
 from app.settings import Settings
 
@@ -172,9 +173,18 @@ class ClaimStore:
         """
         reply = self._run(self._claim, keys, [claim_id, owner, lease_ms, self._px_ms, *digests, *sessions])
         meanings: dict[int | bytes, Answer] = {}
+        marked = False
         for element in set(reply):
-            won = type(element) is int
-            meanings[element] = Answer("won", token=element) if won else _answer(element.decode("utf-8", "replace"))
+            if type(element) is int:
+                meanings[element] = Answer("won", token=element)
+            elif element.startswith(SHORT):
+                marked = True
+            else:
+                meanings[element] = _answer(element.decode("utf-8", "replace"))
+        if marked:
+            marks = [(element, digest) for element, digest in zip(reply, digests, strict=True) if element not in meanings]
+            compared = iter(_compared(marks))
+            return [meanings.get(element) or next(compared) for element in reply]
         return [meanings[element] for element in reply]
 
     def renew(self, claims: Sequence[Held]) -> list[bool]:
@@ -204,7 +214,7 @@ class ClaimStore:
         if not keys:
             return 0
         ttl_ms = 0 if self.memory_is_short() else self._done_ttl_ms
-        return cast(int, self._run(self._complete, keys, [claim_id, owner, ttl_ms, *digests]))
+        return cast(int, self._run(self._complete, keys, [claim_id, ttl_ms, *marks_of(digests, owner)]))
 
     def release(self, keys: Sequence[str], *, claim_id: str) -> int:
         """Give keys back unfinished, for anybody to claim. Returns how many were ours."""
@@ -212,7 +222,8 @@ class ClaimStore:
 
     def forget_done(self, keys: Sequence[str], digests: Sequence[str]) -> int:
         """Delete marks of done that a majority read of MongoDB refutes; returns how many there were."""
-        return cast(int, self._run(self._forget, keys, list(digests))) if keys else 0
+        heads = [head for short, digest in zip(heads_of(digests), digests, strict=True) for head in (short, long_head_of(digest))]
+        return cast(int, self._run(self._forget, keys, heads)) if keys else 0
 
     def forget_lapsed(self, keys: Sequence[str], digests: Sequence[str]) -> int:
         """Delete claims for these very digests whose leases are over; returns how many there were.
@@ -231,7 +242,7 @@ class ClaimStore:
             pipe.mget([self._prefix + key for key in keys])
             (seconds, micros), values = pipe.execute()
         now_ms = seconds * 1000 + micros // 1000
-        return [None if value is None else _found(value.decode("utf-8", "replace"), now_ms) for value in values]
+        return [None if value is None else _found(value, now_ms) for value in values]
 
     def memory_is_short(self) -> bool:
         """Whether Redis is above the memory mark; asked at most every 5 seconds."""
@@ -265,8 +276,21 @@ def _answer(text: str) -> Answer:
     return Answer("won", token=int(token), owner=owner, session=session)
 
 
-def _found(text: str, now_ms: int) -> Found | None:
-    parts = text.split("|")
+def _compared(marks: Sequence[tuple[bytes, str]]) -> Iterator[Answer]:
+    """What stored marks mean for keys with these digests."""
+    done: dict[str, Answer] = {}
+    for (mark, digest), held in zip(marks, digests_in([mark for mark, _ in marks]), strict=True):
+        owner = owner_in(mark)
+        if held != digest:
+            yield Answer("conflict", owner=owner, digest=held)
+        else:
+            yield done.get(owner) or done.setdefault(owner, Answer("done", owner=owner))
+
+
+def _found(value: bytes, now_ms: int) -> Found | None:
+    if is_short(value):
+        return Found("done", digest=digests_in([value])[0], owner=owner_in(value))
+    parts = value.decode("utf-8", "replace").split("|")
     if parts[0] == "D" and len(parts) == 3:
         return Found("done", digest=parts[1], owner=parts[2])
     if parts[0] != "P" or len(parts) != 10 or not all(part.isdecimal() for part in parts[3:6]):

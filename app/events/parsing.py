@@ -22,7 +22,7 @@ from app.events.attributes import Attributes, check_text, cloudevent_of_binary, 
 from app.events.event import Event
 from app.events.forms import FORM, payload_of
 from app.events.hooks import Hook
-from app.events.json_text import compact, decode, elements, is_array, least_size, refuse_double_names
+from app.events.json_text import compact, decode, elements, holds_escape, is_array, least_size, refuse_double_names
 from app.events.policies import Policies
 from app.events.values import MAX_LEVELS, Fault, find_fault, shown
 from app.settings import Settings
@@ -164,7 +164,7 @@ class EventParser:
             written = compact(items)
         except UnicodeEncodeError:
             written = None
-        if written is None or b"\\u0000" in written:
+        if written is None or holds_escape(written, b"\\u0000"):
             _refuse_faults(items, strings=True)
         assert written is not None
         if len(written) > self._max_event_bytes:

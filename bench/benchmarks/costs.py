@@ -1,7 +1,7 @@
 """Where the time of an event goes: CPU by process in the running system, and by step, one after the other.
 
-The first table is read from the kernel's accounts of each process (user and system time, 10 ms apart) before and after 100,000 events through
-HTTP. The second runs the same code in one process, a step for all batches before the next one begins, so that the servers' accounts can be
+The first table is read from the kernel's accounts of each process (user and system time, 10 ms apart) before and after many events through
+HTTP: departures as they are, and events of 8 KiB. The second runs the same code in one process, a step for all batches before the next one begins, so that the servers' accounts can be
 told apart by step. CPU time, unlike throughput, depends little on what else the machine does.
 """
 
@@ -21,7 +21,7 @@ from app.messages import Delivery, announcement, delivery, read_delivery
 from app.stores.inbox import Inbox
 from app.stores.records import inbox_document, new_batch_id, utc_now
 from app.stores.submission import Submission, prepare
-from bench.load import SYNTHETIC, Load, bodies
+from bench.load import FLIGHT, SYNTHETIC, Load, bodies
 from bench.measures import Chart, Options, Result, Row, medians
 from bench.producers import over_http
 from bench.rig import Aside, Rig, started
@@ -36,6 +36,10 @@ from workers.storing import store
 
 WARM_UP = 5_000
 PER_BATCH = 500
+KIB = 1024
+LARGE_KIB = 8
+SIZES = {0: 100_000, LARGE_KIB: 20_000}
+"""KiB of an event as JSON (0: a departure as it is), and how many events go through the system by default."""
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
@@ -44,22 +48,43 @@ def run(options: Options) -> Result:
     system: list[list[Row]] = []
     steps: list[list[Row]] = []
     for number in range(1, options.repeat(3) + 1):
-        count = options.pick(quick=10_000, default=100_000)
-        options.say(f"run {number}: {count:,} events through the system")
-        system.append(_by_process(options, count))
-        options.say(f"run {number}: step by step")
-        steps.append(_by_step(options, options.pick(quick=10, default=60)))
-    rows = medians(system, by=("what",)) + medians(steps, by=("what",))
+        system.append([])
+        steps.append([])
+        for kib, usual in SIZES.items():
+            count = options.pick(quick=usual // 10, default=usual)
+            options.say(f"run {number}: {count:,} events of {_size(kib)} through the system")
+            system[-1] += [row | {"size": _size(kib)} for row in _by_process(options, count, kib)]
+            options.say(f"run {number}: step by step")
+            number_of_batches = options.pick(quick=10, default=20 if kib else 60)
+            steps[-1] += [row | {"size": _size(kib)} for row in _by_step(options, number_of_batches, kib)]
+    rows = medians(system, by=("size", "what")) + medians(steps, by=("size", "what"))
+    rows.sort(key=lambda row: row["size"] != _size(0))
     return Result(
         name="costs",
         title="Where the time of an event goes",
         about=(
-            "Microseconds of CPU per event. First what each process of the running system used for 100,000 events through HTTP, both servers "
-            "and three listeners included; then the steps alone, in one process, with what they cost in the servers."
+            "Microseconds of CPU per event, for departures as they are (0.45 KiB) and for events of 8 KiB. First what each process of the running "
+            "system used for many events through HTTP, both servers and three listeners included; then the steps alone, in one process, with what "
+            "they cost in the servers."
         ),
-        columns={"what": "", "python_us": "Python, µs", "mongod_us": "mongod, µs", "valkey_us": "Valkey, µs", "cpu_us": "together, µs"},
+        columns={
+            "size": "size",
+            "what": "",
+            "python_us": "Python, µs",
+            "mongod_us": "mongod, µs",
+            "valkey_us": "Valkey, µs",
+            "cpu_us": "together, µs",
+        },
         rows=rows,
-        charts=[Chart(kind="bars", x="what", y=("cpu_us",), label="µs of CPU per event")],
+        charts=[
+            Chart(
+                kind="bars",
+                x="what",
+                y=("cpu_us",),
+                label="µs of CPU per event of 0.45 KiB",
+                rows=[row for row in rows if row["size"] == _size(0)],
+            )
+        ],
         runs=[*system, *steps],
         parameters={"per_batch": PER_BATCH},
     )
@@ -68,13 +93,21 @@ def run(options: Options) -> Result:
 # ------------------------------------------------------------------------------------------------------------ by process
 
 
-def _by_process(options: Options, count: int) -> list[Row]:
+def _size(kib: int) -> str:
+    return f"{kib} KiB" if kib else "0.45 KiB"
+
+
+def _load(events: int, kib: int, name: str = "run") -> Load:
+    return Load(events=events, name=name, type=SYNTHETIC if kib else FLIGHT, payload_bytes=kib * KIB)
+
+
+def _by_process(options: Options, count: int, kib: int) -> list[Row]:
     with started(options.say) as rig, Aside() as aside:
         aside.run(over_http, rig.url, Load(events=WARM_UP, name="warm", type=SYNTHETIC)).result()
         rig.await_processed(rig.expect(WARM_UP))
         rig.await_empty_inbox()
         before = _accounts(rig)
-        sending = aside.run(over_http, rig.url, Load(events=count))
+        sending = aside.run(over_http, rig.url, _load(count, kib))
         rig.await_processed(rig.expect(count), sending)
         rig.await_empty_inbox()
         after = _accounts(rig)
@@ -126,9 +159,9 @@ class _Batch:
         return read_delivery(self.message)
 
 
-def _by_step(options: Options, number: int) -> list[Row]:
+def _by_step(options: Options, number: int, kib: int) -> list[Row]:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))  # as listeners log: app/telemetry.py
-    batches = [_Batch(body) for body in bodies(Load(events=number * PER_BATCH))]
+    batches = [_Batch(body) for body in bodies(_load(number * PER_BATCH, kib))]
     with started(options.say, system=False) as rig:
         winner = Runtime.build(rig.settings, "listener-1", handlers=Registry())
         loser = Runtime.build(rig.settings, "listener-2", handlers=Registry())

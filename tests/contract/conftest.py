@@ -48,7 +48,7 @@ class Bench:
 
     Attributes:
         claims: the store under test.
-        redis: a client of its own on the same database, strings decoded.
+        redis: a client of its own on the same database, each byte of a value one character.
     """
 
     claims: ClaimStore
@@ -112,5 +112,6 @@ def claim_store(client: Any, deployment: str, **options: Any) -> ClaimStore:
 @pytest.fixture
 def bench(claim_server: ValkeyServer) -> Iterator[Bench]:
     """A fresh deployment on the server."""
-    with Redis.from_url(claim_server.url(0), socket_timeout=5.0) as client, claim_server.client() as redis:
+    bytes_as_text = {"decode_responses": True, "encoding": "latin-1"}  # marks are no UTF-8
+    with Redis.from_url(claim_server.url(0), socket_timeout=5.0) as client, Redis.from_url(claim_server.url(0), **bytes_as_text) as redis:
         yield Bench(claims=claim_store(client, f"t{next(_numbers)}"), redis=redis)

@@ -1,5 +1,7 @@
 """The contract of the claim store: the design's table of claims row by row, on Valkey 9 and on Redis 7.0."""
 
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+
 import msgspec
 import pytest
 from redis import Redis
@@ -10,6 +12,7 @@ from app.claims.store import Answer, Held, connect, new_claim_id
 from app.embedded.ports import HOST, free_port
 from app.embedded.valkey import ValkeyServer
 from app.errors import ClaimsUnavailable
+from app.events.digests import digest_of
 from app.settings import Settings
 from tests.contract.conftest import DONE_TTL_MS, PX_MS, Bench, claim_store
 from tests.support.servers import require_servers
@@ -408,6 +411,89 @@ class TestComplete:
         assert away.renew([]) == []
 
 
+ONE, OTHER = digest_of("t", 1), digest_of("t", 2)
+
+
+class TestShortMarks:
+    """What :mod:`app.events.digests` makes is marked in 17 bytes and the owner's name."""
+
+    def test_hold_digest_and_owner(self, bench):
+        bench.claim("listener-1", digest=ONE)
+        bench.complete("listener-1", digest=ONE)
+
+        assert len(bench.stored()) == 17 + len("listener-1")
+        [found] = bench.claims.inspect(["k"])
+        assert (found.state, found.digest, found.owner) == ("done", ONE, "listener-1")
+
+    def test_skip_the_same_content_and_tell_any_other_apart(self, bench):
+        """G6: no part of the digest is left out."""
+        bench.complete("listener-1", digest=ONE)
+        before = bench.stored()
+
+        assert bench.claim("listener-2", digest=ONE) == Answer("done", owner="listener-1")
+        for digest in (OTHER, "d1", "2" + ONE[1:], *_off_by_one(ONE)):
+            assert bench.claim("listener-2", digest=digest) == Answer("conflict", owner="listener-1", digest=ONE), digest
+        assert bench.stored() == before
+
+    def test_of_many_keys_are_told_apart_key_by_key(self, bench):
+        bench.complete("listener-1", "a", ONE)
+        bench.complete("listener-2", "b", ONE)
+        bench.complete("listener-2", "c", OTHER)
+        bench.claim("listener-3", "d", ONE)
+        bench.store(f"D|{ONE}|listener-9", "e")
+
+        answers = bench.claims.claim([*"abcdef"], [ONE] * 6, claim_id=new_claim_id(), owner="listener-4", lease_ms=60_000)
+
+        assert [(a.outcome, a.owner) for a in answers] == [
+            ("done", "listener-1"),
+            ("done", "listener-2"),
+            ("conflict", "listener-2"),
+            ("busy", "listener-3"),
+            ("done", "listener-9"),
+            ("won", ""),
+        ]
+
+    def test_take_less_memory_than_the_long_form(self, bench):
+        bench.complete("listener-1", "id~nycflights13~run-100000-899999", ONE)
+        bench.store(f"D|{ONE}|listener-1", "id~nycflights13~run-100000-899998")
+        bench.redis.pexpire(bench.name("id~nycflights13~run-100000-899998"), DONE_TTL_MS)
+
+        short, long = (bench.redis.memory_usage(bench.name(f"id~nycflights13~run-100000-89999{n}")) for n in "98")
+
+        assert short < long
+
+    def test_of_an_earlier_release_are_read_as_before(self, bench):
+        bench.store(f"D|{ONE}|listener-1")
+
+        assert bench.claim("listener-2", digest=ONE) == Answer("done", owner="listener-1")
+        assert bench.claim("listener-2", digest=OTHER) == Answer("conflict", owner="listener-1", digest=ONE)
+        assert bench.claims.forget_done(["k"], [OTHER]) == 0
+        assert bench.claims.forget_done(["k"], [ONE]) == 1
+
+    def test_are_forgotten_by_their_very_digest(self, bench):
+        bench.complete("listener-1", digest=ONE)
+
+        assert bench.claims.forget_done(["k"], [OTHER]) == 0
+        assert bench.claims.forget_done(["k"], [ONE]) == 1
+        assert bench.stored() is None
+
+    def test_may_hold_any_byte(self, bench):
+        """Digests with the bytes that end a text or part its fields: NUL, bar, line feed, and those that are no UTF-8."""
+        for number in (0, ord("|"), ord("\n"), 0xFF):
+            digest = "1" + urlsafe_b64encode(bytes([number] * 16))[:-2].decode()
+            key = f"of-{number}"
+            bench.complete("listener-1", key, digest)
+
+            assert bench.claim("listener-2", key, digest) == Answer("done", owner="listener-1")
+            assert bench.claim("listener-2", key, OTHER).digest == digest
+
+
+def _off_by_one(digest: str) -> list[str]:
+    """Digests that differ from this one in a single bit, wherever it stands."""
+    hashed = int.from_bytes(urlsafe_b64decode(digest[1:] + "=="))
+    return ["1" + urlsafe_b64encode((hashed ^ 1 << bit).to_bytes(16))[:-2].decode() for bit in range(128)]
+
+
 class TestMemoryMark:
     @pytest.fixture
     def tight(self, bench, claim_server):
@@ -553,6 +639,7 @@ GARBAGE = {
     "processing, owner not UTF-8": b"P|d1|someone|5|1|1|\xff\xfe|ab12|||",
     "processing, negative": b"P|d1|someone|-5|-1|-1|listener-9|ab12||",
     "done, cut": b"D|d1",
+    "done, short, cut": b"d" + bytes(16),
     "unknown state": b"X|d1|listener-9",
 }
 

@@ -16,11 +16,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from redis import Redis
 
 from app.claims.store import Answer, ClaimStore, Held, new_claim_id
+from app.events.digests import digest_of
 from tests.contract.conftest import Bench, claim_store
 from tests.support.profiles import THOROUGH, machine_settings
 
 KEYS = ("a", "b", "c")
-DIGESTS = ("d1", "d2")
+DIGESTS = ("d1", digest_of("t", 1), digest_of("t", 2))
+"""One whose marks are long, and two whose marks are short."""
 LEASE_MS = 600_000
 JUMP_MS = 3_600_000
 
@@ -233,13 +235,18 @@ class Claims(RuleBasedStateMachine):
         values, model = self.dump
         self.redis.delete(*(self.name(key) for key in KEYS))
         for key, value in values.items():
-            self.redis.set(self.name(key), value)
+            self.redis.set(self.name(key), value.encode("latin-1"))
         self.model = dict(model)
         self._lost()
 
     def _lost(self) -> None:
         for believers in self.believers.values():
             believers.clear()
+
+    @rule(key=st.sampled_from(KEYS))
+    def a_mark_is_of_an_earlier_release(self, key):
+        if (claim := self.model.get(key)) is not None and claim.done:
+            self.redis.set(self.name(key), f"D|{claim.digest}|{claim.owner}")
 
     @rule(key=st.sampled_from(KEYS))
     def let_a_lease_run_out(self, key):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import bson
+import msgspec
 import pytest
 from cloudevents.core.bindings.http import HTTPMessage, from_structured_event, to_binary_event, to_structured_event
 from cloudevents.core.exceptions import CloudEventValidationError
@@ -222,6 +223,29 @@ def test_values_at_the_limits(data, also):
 
 def test_a_double_name_at_the_top():
     assert said(refusal(b'{"type": "a", "id": "1", "id": "2"}')) == (422, 0, "id")
+
+
+@pytest.mark.parametrize("twice", ['{"a":1,"a":1}', '{"a":1e0,"a":1}', '[{"b":{"a":1,"a":"::"}}]', r'{"a":1,"\u0061":1}'])
+@pytest.mark.parametrize("around", ["%s", "[%s]", '[{"type":"a","id":"2","data":"' + "x" * 70_000 + '"},%s]'], ids=["one", "array", "long"])
+def test_a_double_name_in_a_text_without_spaces(twice, around):
+    """Such a text is mostly its value written anew, and then nobody counts."""
+    error = refusal((around % f'{{"type":"a","id":"1","data":{twice}}}').encode())
+
+    assert error.status == 422
+    assert "twice" in str(error)
+
+
+@given(
+    st.recursive(
+        st.none() | st.integers(-9, 9) | st.text(':\\"\0a', max_size=3),
+        lambda v: st.dictionaries(st.text(":a\\", max_size=2), v),
+        max_leaves=6,
+    )
+)
+def test_what_is_written_without_spaces_is_taken_as_it_is(data):
+    [event] = post(msgspec.json.encode({"type": "a", "id": "1", "data": data}))
+
+    assert event.data == data
 
 
 @pytest.mark.parametrize("opening, closing", [("[", "]"), ('{"a":', "}")])
