@@ -1,7 +1,8 @@
 """What the broadcaster announces, and what a Celery task carries: batch ids, keys and digests, never bodies.
 
-An announcement is of one batch. A delivery is of one, or of several small ones that travel together (:mod:`broadcaster.together`), in which
-a key stands once.
+An announcement is of one batch. A delivery is of one, or of several small ones that travel together (:mod:`broadcaster.together`). A key stands
+once in either. A batch all of whose events stand in the delivery already has no events of its own there. A field that is not in this table is not
+passed on.
 
 | field | type | in an announcement | in a delivery | meaning |
 |---|---|---|---|---|
@@ -12,7 +13,7 @@ a key stands once.
 | ``type_of`` | list of int | x | x | index into ``types`` for each event; absent when there is one type |
 | ``accepted_ms`` | int | x | x | when a door took the batch |
 | ``bytes`` | int or None | x | | what its events take in the inbox; absent: unknown |
-| ``parts`` | list of [str, int, int] | | x | for each of several batches: its id, how many of the events are its, ``accepted_ms``; absent for one |
+| ``parts`` | list of [str, int, int] | | x | for each of several batches: its id, how many of the events are its, in their order, ``accepted_ms``; absent for one |
 | ``deployment`` | str | | x | whose claims to use |
 | ``seq`` | int | | x | order of forwarding; 0 on the recovery queue |
 | ``forwards`` | int | | x | how often the batch has been sent, this time included |
@@ -21,7 +22,6 @@ a key stands once.
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from itertools import groupby
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -31,6 +31,13 @@ from app.naming import MESSAGE_VERSION
 
 Announcement = dict[str, Any]
 """As :func:`announcement` builds it."""
+Instant = Annotated[int, msgspec.Meta(ge=0, lt=253_402_300_800_000)]
+"""Milliseconds since the epoch, up to the year 9999."""
+
+MAX_ANNOUNCEMENTS = 10_000
+"""In one message; the broadcaster sends at most some 2,000."""
+_FAULTS = 10
+"""Different ones that are named of a message."""
 
 
 class UnreadableMessage(PermanentError):
@@ -47,8 +54,8 @@ class Part(msgspec.Struct, frozen=True, array_like=True, dict=True):
     """
 
     batch: str | None
-    events: Annotated[int, msgspec.Meta(ge=1)]
-    accepted_ms: int
+    events: Annotated[int, msgspec.Meta(ge=0)]
+    accepted_ms: Instant
 
     @cached_property
     def accepted_at(self) -> datetime:
@@ -64,12 +71,12 @@ class _Listed(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     digests: list[str]
     types: list[str]
     type_of: list[int] | None = None
-    accepted_ms: int
+    accepted_ms: Instant
 
 
-class _Announced(_Listed, frozen=True, kw_only=True):
+class _Announced(_Listed, frozen=True, kw_only=True, omit_defaults=True):
     batch: str
-    bytes: int | None = None
+    bytes: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
 
 _Form = TypeVar("_Form", bound=_Listed)
@@ -125,29 +132,31 @@ def delivery(announced: Sequence[Announcement], *, deployment: str, seq: int, fo
     """A task's message: what was announced of one batch or of several, and who sends it in which order.
 
     Args:
-        announced: batches that have no key in common; at least one.
+        announced: at least one batch; several have no key in common, but that all events of one may be among those before it.
         deployment: whose claims to use.
         seq: place in the order of forwarding; 0 on the recovery queue.
         forwards: how often these batches have been sent, this time included.
     """
-    message = dict(announced[0]) if len(announced) == 1 else _joined(announced)
-    message.pop("bytes", None)
-    return message | {"deployment": deployment, "seq": seq, "forwards": forwards}
+    first = announced[0]
+    message = {"v": MESSAGE_VERSION, "batch": first["batch"], "accepted_ms": first["accepted_ms"]}
+    message |= {"deployment": deployment, "seq": seq, "forwards": forwards}
+    if len(announced) == 1:
+        return message | {name: first[name] for name in ("keys", "digests", "types", "type_of") if name in first}
+    events: dict[str, tuple[str, str]] = {}
+    parts: list[list[Any]] = []
+    for one in announced:
+        before = len(events)
+        for key, digest, kind in zip(one["keys"], one["digests"], _kinds(one), strict=True):
+            events.setdefault(key, (digest, kind))
+        if parts and parts[-1][::2] == [one["batch"], one["accepted_ms"]]:
+            parts[-1][1] += len(events) - before
+        else:
+            parts.append([one["batch"], len(events) - before, one["accepted_ms"]])
+    digests, kinds = zip(*events.values(), strict=True)
+    return message | {"keys": list(events), "digests": list(digests), **_typed(kinds), "parts": parts}
 
 
-def _joined(announced: Sequence[Announcement]) -> dict[str, Any]:
-    return announced[0] | {
-        "keys": [key for one in announced for key in one["keys"]],
-        "digests": [digest for one in announced for digest in one["digests"]],
-        **_typed([kind for one in announced for kind in _types(one)]),
-        "parts": [
-            [batch, sum(len(one["keys"]) for one in same), accepted_ms]
-            for (batch, accepted_ms), same in groupby(announced, key=lambda one: (one["batch"], one["accepted_ms"]))
-        ],
-    }
-
-
-def _types(announced: Announcement) -> list[str]:
+def _kinds(announced: Announcement) -> list[str]:
     """The type of each event."""
     types, of = announced["types"], announced.get("type_of")
     return [types[number] for number in of] if of is not None else [types[0]] * len(announced["keys"])
@@ -159,18 +168,35 @@ def _typed(kinds: Sequence[str]) -> dict[str, Any]:
     return {"types": list(index)} | ({"type_of": [index[kind] for kind in kinds]} if len(index) > 1 else {})
 
 
-def read_announcements(received: Any) -> tuple[list[Announcement], list[UnreadableMessage]]:
-    """Those of one message's announcements that this process can read, and what is wrong with the others."""
+def read_announcements(received: Any) -> tuple[list[Announcement], list[str]]:
+    """Those of one message's announcements that this process can read, and what is wrong with the others.
+
+    Returns:
+        The announcements, with the fields of the table above and no others; and some different faults, each in a short sentence.
+    """
     read: list[Announcement] = []
-    refused: list[UnreadableMessage] = []
-    for one in received if isinstance(received, list) else [received]:
+    faults: set[str] = set()
+    listed = received if isinstance(received, list) else [received]
+    for one in listed[:MAX_ANNOUNCEMENTS]:
         try:
-            _checked(one, _Announced, "an announcement")
+            read.append(msgspec.to_builtins(_announced(one)))
         except UnreadableMessage as error:
-            refused.append(error)
-        else:
-            read.append(one)
-    return read, refused
+            if len(faults) < _FAULTS:
+                faults.add(str(error)[:200])
+    if len(listed) > MAX_ANNOUNCEMENTS:
+        faults.add(f"a message has more than {MAX_ANNOUNCEMENTS} announcements")
+    return read, sorted(faults)
+
+
+def _announced(one: Any) -> _Announced:
+    read = _checked(one, _Announced, "an announcement")
+    if len(set(read.keys)) != len(read.keys):
+        raise UnreadableMessage("an announcement is malformed: a key stands twice")
+    try:
+        "".join([read.batch, *read.keys, *read.digests, *read.types]).encode()
+    except UnicodeEncodeError as error:
+        raise UnreadableMessage("an announcement is malformed: its texts are no Unicode") from error
+    return read
 
 
 def read_delivery(message: Any) -> Delivery:
@@ -188,7 +214,7 @@ def read_delivery(message: Any) -> Delivery:
 def _checked(message: Any, form: type[_Form], what: str) -> _Form:
     version = message.get("v") if isinstance(message, dict) else None
     if version != MESSAGE_VERSION:
-        raise UnreadableMessage(f"{what} has version {version!r}, this process knows {MESSAGE_VERSION}: upgrade it")
+        raise UnreadableMessage(f"{what} has version {repr(version)[:40]}, this process knows {MESSAGE_VERSION}: upgrade it")
     try:
         read = msgspec.convert(message, form)
     except msgspec.ValidationError as error:

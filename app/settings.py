@@ -94,7 +94,7 @@ class Settings:
     """Largest request body."""
     max_batch_events: int = 500
     """Most events of one request and of one inbox document."""
-    inbox_max_batches: int = 200_000
+    inbox_max_batches: int = 100_000
     """Inbox limit: beyond it producers get 503 with Retry-After."""
     inbox_max_bytes: int = 4 * 1024**3
     """Inbox limit: the same by its size in bytes of BSON, before MongoDB compresses it."""

@@ -1,12 +1,13 @@
 """How often small deliveries may be sent: at once while it is quiet, together while it is busy.
 
 Each delivery costs every listener a task and the winner half a dozen round trips, whether it holds one event or 250. So single events go at once
-as long as there are few of them; when more come, they wait for the next ones, a fiftieth of a second at most with the numbers below, and travel
-with what came meanwhile. The producers have had their answers by then. What is large anyway waits for nothing.
+as long as there are few of them; when more come, they wait for the next ones, a fiftieth of a second with the numbers below, and travel with what
+came meanwhile. The producers have had their answers by then. What is large anyway waits for nothing. What cannot travel together waits for its
+turns, and no longer than a burst takes.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from broadcaster.together import MAX_EVENTS
 
@@ -30,12 +31,12 @@ class Pace:
         self._tokens = float(BURST)
         self._filled_at = clock()
 
-    def wait_s(self, events: int) -> float:
-        """How long so many events have to wait; with 0 they count as sent."""
+    def wait_s(self, deliveries: Iterable[int]) -> float:
+        """How long deliveries of so many events each have to wait; with 0 they count as sent."""
         now = self._clock()
         self._tokens = min(BURST, self._tokens + (now - self._filled_at) * PER_S)
         self._filled_at = now
-        cost = max(0.0, 1 - events / LARGE)
+        cost = min(BURST, sum(max(0.0, 1 - events / LARGE) for events in deliveries))
         if cost <= self._tokens:
             self._tokens -= cost
             return 0.0

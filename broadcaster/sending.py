@@ -141,6 +141,6 @@ def readable(message: dict[str, Any]) -> str:
     keys, types = message["keys"], message["types"]
     what = types[0] if len(types) == 1 else f"events of {len(types)} types"
     more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-    others = len(message.get("parts", ())) - 1
+    others = len(message.get("parts") or ()) - 1
     batch = (f"batch {message['batch']}" + (f" and {others} more" if others > 0 else "")) if message["batch"] else "retry"
     return f"{what} {keys[0]}{more} ({batch})"

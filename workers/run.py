@@ -108,7 +108,8 @@ class Run:
     log: Any = None
 
     def __post_init__(self) -> None:
-        self.log = structlog.get_logger().bind(listener=self.runtime.listener, batch=self.delivery.batch, claim_id=self.claim_id)
+        several = {"batches": len(self.delivery.batches)} if self.delivery.parts else {}
+        self.log = structlog.get_logger().bind(listener=self.runtime.listener, batch=self.delivery.batch, claim_id=self.claim_id, **several)
 
     @property
     def listener(self) -> str:

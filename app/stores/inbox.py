@@ -6,11 +6,13 @@
 | ``v`` | int | version of this form |
 | ``accepted_at`` | date | when a door took it |
 | ``door`` | str | ``http``, ``socketio``, … |
-| ``seq`` | long or null | its place in the order of fan-out; null before it was sent; 0 once its last copy went to the recovery queue |
-| ``forwarded_at`` | date or null | last time it was sent to listeners |
+| ``seq`` | long | its place in the order of fan-out; 0 before it was sent, and once its last copy went to the recovery queue |
+| ``forwarded_at`` | date | last time it was sent to listeners; ``accepted_at`` before that |
 | ``forwards`` | int | how often it was sent, by fan-out or to the recovery queue |
 | ``count``, ``bytes`` | int, int | of its events when it was accepted: how many, and their size, so that small batches can travel together |
 | ``events`` | array, 1..500 | ``{key, digest, type, body}`` |
+
+``seq``, ``forwarded_at`` and ``forwards`` keep their types and so their lengths: MongoDB notes a sending in its place, and does not write the bodies anew.
 
 Guarantees: when :meth:`Inbox.write` returns, every batch is acknowledged by a majority. A batch is removed only by callers
 who have seen by majority read that all of its events are finished.
@@ -20,6 +22,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
+from bson.int64 import Int64
 from pymongo import ASCENDING, UpdateOne
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
@@ -29,7 +32,7 @@ from pymongo.read_concern import ReadConcern
 from app.errors import CommitUnknown, PermanentError, StoreUnavailable
 from app.naming import MESSAGE_VERSION
 from app.stores.mongo import DUPLICATE_KEY, RAW, Document, translated, unacknowledged_by_majority, usage_of
-from app.stores.records import Batch, Entry, entry_from, utc_now
+from app.stores.records import Batch, entry_from, utc_now
 
 _CANNOT_HOLD = frozenset({2, 9, 15, 22, 121, 10334, 17280, 17419, 17420})
 """Codes that mean the document: too large, nested too deeply, not BSON, refused by a validator. Any other may pass: a server that takes no
@@ -112,7 +115,8 @@ class Inbox:
         """Note that batches were sent, as ``(batch id, seq)``; those that are finished meanwhile are passed over."""
         at = at or utc_now()
         updates = [
-            UpdateOne({"_id": batch_id}, {"$set": {"forwarded_at": at, "seq": seq}, "$inc": {"forwards": 1}}) for batch_id, seq in sent
+            UpdateOne({"_id": batch_id}, {"$set": {"forwarded_at": at, "seq": Int64(seq)}, "$inc": {"forwards": 1}})
+            for batch_id, seq in sent
         ]
         if updates:
             with translated("noting forwarded batches"):
@@ -159,7 +163,7 @@ class Inbox:
                     "batch": d["_id"],
                     "accepted_at": d["accepted_at"],
                     "door": d.get("door"),
-                    "forwarded_at": d.get("forwarded_at"),
+                    "forwarded_at": d["forwarded_at"] if d.get("forwards") else None,
                     "forwards": d.get("forwards", 0),
                     "digest": e["digest"],
                     "type": e["type"],
@@ -181,13 +185,5 @@ def _judge(errors: Sequence[Document], error: BulkWriteError) -> None:
 
 
 def _batch(found: Any) -> Batch:
-    entries: list[Entry] = [entry_from(e) for e in found["events"]]
-    return Batch(
-        id=found["_id"],
-        accepted_at=found["accepted_at"],
-        door=found["door"],
-        entries=entries,
-        seq=found["seq"],
-        forwarded_at=found["forwarded_at"],
-        forwards=found["forwards"],
-    )
+    entries = [entry_from(e) for e in found["events"]]
+    return Batch(id=found["_id"], accepted_at=found["accepted_at"], door=found["door"], entries=entries)

@@ -13,6 +13,7 @@ from typing import Any
 import bson
 import msgspec
 from bson.dbref import DBRef
+from bson.int64 import Int64
 from bson.raw_bson import RawBSONDocument
 
 from app.events.event import Event
@@ -31,20 +32,12 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """1 to 500 events accepted together, as the inbox holds them.
-
-    Attributes:
-        seq: the order in which the bridge forwarded it (microseconds, growing), or None before that.
-        forwards: how often it has been forwarded.
-    """
+    """1 to 500 events accepted together, as the inbox holds them."""
 
     id: str
     accepted_at: datetime
     door: str
     entries: list[Entry]
-    seq: int | None = None
-    forwarded_at: datetime | None = None
-    forwards: int = 0
 
 
 def new_batch_id() -> str:
@@ -114,8 +107,8 @@ def inbox_document(batch_id: str, entries: Sequence[Entry], *, door: str, accept
         "v": MESSAGE_VERSION,
         "accepted_at": accepted_at,
         "door": door,
-        "seq": None,
-        "forwarded_at": None,
+        "seq": Int64(0),
+        "forwarded_at": accepted_at,
         "forwards": 0,
         "count": len(entries),
         "bytes": size_of(entries),

@@ -95,8 +95,8 @@ class Feed:
     def _on_batches(self, received: object) -> None:
         if isinstance(received, bytes):
             received = msgspec.msgpack.decode(received)
-        announced, refused = read_announcements(received)
-        for fault in map(str, refused):
+        announced, faults = read_announcements(received)
+        for fault in faults:
             if fault not in self._refused and len(self._refused) < _FAULTS_TOLD:
                 self._refused.add(fault)
                 log.error("bridge.refused", broadcaster=self.url, reason=fault)

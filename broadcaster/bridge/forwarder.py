@@ -4,7 +4,7 @@ A batch goes at once, alone, as long as few come; small ones that come faster tr
 :mod:`broadcaster.together`).
 
 Guarantees: nothing is sent to a listener that is not alive, nor to a queue that is known to be above its high-water mark; a batch
-is noted as forwarded only after the broker took its copies. Not guaranteed: that a batch is forwarded. What cannot be sent
+is noted as forwarded only after the broker took its copies (:mod:`broadcaster.bridge.notes`); whatever goes wrong, no batch stays held. Not guaranteed: that a batch is forwarded. What cannot be sent
 now is given up here, stays in the inbox, and is found by the sweeper.
 """
 
@@ -16,12 +16,11 @@ from typing import Any
 
 import structlog
 
-from app.errors import TransientError
 from app.messages import Announcement, delivery
 from app.naming import queue_of, task_id
-from app.stores.inbox import Inbox
 from broadcaster.bridge.flow import Gates, Order
 from broadcaster.bridge.intake import Intake
+from broadcaster.bridge.notes import Notes
 from broadcaster.bridge.outage import Outage
 from broadcaster.bridge.watch import Watch
 from broadcaster.pacing import Pace
@@ -34,7 +33,6 @@ EVENTS_PER_ROUND = 5_000
 """So many events are sent in one go; with three listeners that is a megabyte or two."""
 _IDLE_S = 0.25
 _DEPTHS_EVERY_S = 0.25
-_UNNOTED_MAX = 10_000
 _BACKOFF_MAX_S = 2.0
 
 
@@ -45,22 +43,20 @@ class Forwarder:
         intake: what was announced.
         watch: who lives, and whether this bridge is the active one.
         sender: of this thread's own.
-        inbox: where forwarding is noted.
+        notes: of what was sent.
         high_water: mark of the listeners' queues, in deliveries.
     """
 
-    def __init__(self, intake: Intake, watch: Watch, sender: Sender, inbox: Inbox, *, high_water: int) -> None:
+    def __init__(self, intake: Intake, watch: Watch, sender: Sender, notes: Notes, *, high_water: int) -> None:
         self._intake = intake
         self._watch = watch
         self._sender = sender
-        self._inbox = inbox
+        self._notes = notes
         self._order = Order()
         self._gates = Gates(high_water)
         self._pace = Pace()
         self._measured_at = float("-inf")
-        self._unnoted: list[tuple[str, int]] = []
         self._broker = Outage("broker")
-        self._mongo = Outage("mongodb")
         self._failed_in_a_row = 0
 
     def run(self, stop: threading.Event) -> None:
@@ -68,17 +64,17 @@ class Forwarder:
         while not stop.is_set():
             if taken := self._take(stop):
                 self.forward(taken)
-            if self._unnoted:
-                self._note()
+            self._notes.write_due()
             self._measure()
             if self._failed_in_a_row:
                 stop.wait(min(_BACKOFF_MAX_S, 0.05 * 2**self._failed_in_a_row) * random.uniform(0.5, 1.0))
+        self._notes.write_due(all_=True)
         self._sender.close()
 
     def _take(self, stop: threading.Event) -> list[Announcement]:
         """What waits, and what comes while that has to wait."""
         taken = self._intake.take(EVENTS_PER_ROUND, _IDLE_S)
-        while taken and (pause_s := self._pace.wait_s(sum(len(one["keys"]) for one in taken))) and not stop.wait(pause_s):
+        while taken and (pause_s := self._pace.wait_s(map(_events_of, together(taken)))) and not stop.wait(pause_s):
             taken += self._intake.take(EVENTS_PER_ROUND, 0)
         return taken
 
@@ -86,13 +82,24 @@ class Forwarder:
         """Send announced batches to every live listener that takes more. Returns how many batches were sent."""
         if not self._watch.active:
             announced = self._own(announced)
+        sent: list[tuple[str, int]] = []
+        try:
+            sent = self._sent(announced)
+        finally:
+            if not sent:  # the sweeper may have them
+                self._intake.release(announcement["batch"] for announcement in announced)
+        self._notes.add(sent)
+        self._notes.write_due()
+        return len(sent)
+
+    def _sent(self, announced: Sequence[Announcement]) -> list[tuple[str, int]]:
+        """Batches, each with its place in the order, that were sent: all or none."""
         listeners = self._watch.listeners()
         deployment = self._watch.deployment
         names = [heard.name for heard in listeners if self._gates.open(queue_of(heard.name))]
         if not names or deployment is None or not announced:
-            self._intake.release(announcement["batch"] for announcement in announced)
             log.debug("batch.left", batches=len(announced), listeners=len(listeners), active=self._watch.active)
-            return 0
+            return []
         self._order.beyond(max(heard.received_seq for heard in listeners))
         sent: list[tuple[str, int]] = []
         outgoing: list[Outgoing] = []
@@ -106,32 +113,18 @@ class Forwarder:
         except BrokerUnavailable as error:
             self._broker.note(error)
             self._failed_in_a_row += 1
-            self._intake.release(batch for batch, _ in sent)
-            return 0
+            return []
         self._broker.over()
         self._failed_in_a_row = 0
         self._gates.sent((queue_of(name) for name in names), len(groups))
-        self._unnoted += sent
-        self._note()
         log.debug("batch.forwarded", batches=len(sent), deliveries=len(groups), first=sent[0][0], listeners=names)
-        return len(sent)
+        return sent
 
     def _own(self, announced: Sequence[Announcement]) -> list[Announcement]:
         """While another bridge is active: only what this process accepted itself; the rest is given up."""
         own = [announcement for announcement in announced if self._intake.owns(announcement["batch"])]
         self._intake.release(a["batch"] for a in announced if not self._intake.owns(a["batch"]))
         return own
-
-    def _note(self) -> None:
-        try:
-            self._inbox.mark_forwarded(self._unnoted)
-        except TransientError as error:
-            self._mongo.note(error)
-            given_up, self._unnoted = self._unnoted[:-_UNNOTED_MAX], self._unnoted[-_UNNOTED_MAX:]
-        else:
-            self._mongo.over()
-            given_up, self._unnoted = self._unnoted, []
-        self._intake.release(batch for batch, _ in given_up)
 
     def _measure(self) -> None:
         """Ask how full the queues are: after sending, and while one of them takes no more."""
@@ -147,6 +140,10 @@ class Forwarder:
         else:
             self._broker.over()
             self._failed_in_a_row = 0
+
+
+def _events_of(group: Sequence[Announcement]) -> int:
+    return sum(len(announcement["keys"]) for announcement in group)
 
 
 def _copies(message: dict[str, Any], names: Sequence[str]) -> list[Outgoing]:

@@ -38,6 +38,7 @@ from broadcaster.bridge.feed import Feed
 from broadcaster.bridge.foreign import ForeignFeed
 from broadcaster.bridge.forwarder import Forwarder
 from broadcaster.bridge.intake import Intake
+from broadcaster.bridge.notes import Notes
 from broadcaster.bridge.outage import Outage
 from broadcaster.bridge.watch import Watch
 from broadcaster.sending import Sender
@@ -76,7 +77,9 @@ class Bridge:
         self.intake = Intake(INTAKE_EVENTS)
         self.feeds = [Feed(url, settings.token, self._accept) for url in settings.bridge_sources]
         self.sweeper = Sweeper(settings, self._db, self._redis, app, being_sent=self.intake.holds)
-        self._forwarder = Forwarder(self.intake, self.watch, Sender(app), Inbox(self._db), high_water=settings.queue_high_water)
+        self._forwarder = Forwarder(
+            self.intake, self.watch, Sender(app), Notes(Inbox(self._db), self.intake), high_water=settings.queue_high_water
+        )
         self.foreign = self._foreign_of(sources, variables or {}) if sources else []
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []

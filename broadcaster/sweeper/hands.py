@@ -29,14 +29,14 @@ class Head:
     """A batch as far as its handing-out goes.
 
     Attributes:
-        seq: its place in the order of fan-out; None before the first; 0 once it went to the recovery queue.
+        seq: its place in the order of fan-out; 0 before the first, and once it went to the recovery queue.
         forwards: how often it was sent.
         seen_at: when the sweeper first saw it with this many forwards, in seconds of the sweeper's clock.
         age_s: time since it was accepted, by the wall clock or since it was first seen, whichever is longer.
         being_sent: the forwarder of this process has it in hand.
     """
 
-    seq: int | None
+    seq: int
     forwards: int
     seen_at: float
     age_s: float
@@ -57,7 +57,7 @@ class Settled:
 
     def has_had(self, head: Head) -> bool:
         """Whether its copy of a batch has left its queue for longer than the grace, if there ever was one."""
-        return self.seq > (head.seq or 0) or self.empty_at >= head.seen_at
+        return self.seq > head.seq or self.empty_at >= head.seen_at
 
 
 def judge(

@@ -56,6 +56,7 @@ class RecoveryHistory:
         self._sent: int | None = None
         self._place: dict[str, int] = {}
         self._taken_at: dict[str, float] = {}
+        self._copy: dict[str, int] = {}
 
     def observe(self, batches: Iterable[str], depth: int, now: float) -> None:
         """Take a sample.
@@ -70,6 +71,7 @@ class RecoveryHistory:
         known = set(batches)
         self._place = {batch: place for batch, place in self._place.items() if batch in known}
         self._taken_at = {batch: at for batch, at in self._taken_at.items() if batch in known}
+        self._copy = {batch: copy for batch, copy in self._copy.items() if batch in known}
         for batch in known:
             place = self._place.setdefault(batch, self._sent)
             if place <= self._sent - depth:
@@ -79,9 +81,13 @@ class RecoveryHistory:
         """Note a copy that was sent, of one batch, of several, or of none. Returns its place in the order of sending."""
         self._sent = (self._sent or 0) + 1
         for batch in batches:
-            self._place[batch] = self._sent
+            self._place[batch] = self._copy[batch] = self._sent
             self._taken_at.pop(batch, None)
         return self._sent
+
+    def copy(self, batch: str) -> str | None:
+        """The copy in which this process sent a batch last, the same for all that share it; None where it sent none."""
+        return f"copy {self._copy[batch]}" if batch in self._copy else None
 
     def left(self, depth: int) -> int:
         """The place up to which copies have left the queue, when ``depth`` deliveries wait in it."""

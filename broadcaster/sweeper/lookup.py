@@ -63,7 +63,7 @@ def forget_refuted(claims: ClaimStore, marked: Sequence[Pair], finished: Callabl
 
 
 def in_no_hands(pairs: Sequence[Pair], claimed: Claimed) -> list[Pair]:
-    """Which unfinished pairs of one delivery to send again.
+    """Which unfinished pairs of one delivery, of one batch or several, to send again.
 
     All of them when none is in a running lease; else those alone whose lease has run out: whoever holds the others is at work
     on this delivery and may come to the rest by itself, but not to what another one's death has locked.

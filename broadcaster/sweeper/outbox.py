@@ -3,7 +3,8 @@
 Guarantees:
 * Only batches all of whose events a majority of MongoDB shows to be finished are removed. Redis never justifies a removal.
 * What is sent again goes as *one* copy to the recovery queue, with the unfinished events only, and only while a listener lives. Small batches
-  share a delivery; one that was sent twice before travels alone, since it may hold an event that kills its listeners.
+  share a delivery, spread over the listeners; one that was sent twice before travels alone, since it may hold an event that kills its listeners.
+* Batches that share a delivery are in the same hands: whoever works on one of them may come to the others by itself.
 * The recovery queue is never filled beyond its high-water mark, and never with what is in the inbox alone while failures are due.
 * A batch that is plainly in hands, or parked because its types are paused, costs a look at its head, not at its events.
 """
@@ -37,7 +38,7 @@ from broadcaster.together import together
 log: Any = structlog.get_logger()
 
 _HEADS = 10_000
-"""At least so many batches are looked at in one sweep: more than the queues usually hold, also when each has one event."""
+"""At least so many batches are looked at in one sweep, the oldest; those behind them wait until some of these are finished."""
 _NOTHING = frozenset({""})
 """Types of a batch that is not parked: no type is empty, so this is no part of the paused ones."""
 _APART_S = 60.0
@@ -48,6 +49,10 @@ _MOST_EVENTS = 500
 """Of a batch that does not say how many it has."""
 _ALONE_FROM = 2
 """Forwards from which on a batch travels alone."""
+_COPY_EVENTS = 50
+"""Most events of several batches: one listener has the copy, and the others are to have some, too."""
+_COPIES_PER_LISTENER = 4
+"""So many at least, where there are so many batches."""
 _DOUBTFUL_PER_SWEEP = 20
 
 Event = tuple[str, str, str]
@@ -123,7 +128,7 @@ class Outbox:
             if room <= 0 and number:
                 report.more = True
                 return
-            room -= self._settle(report, chunk, room, now)
+            room -= self._settle(report, chunk, room, now, spread=_COPIES_PER_LISTENER * len(listeners))
         report.more = report.more or (len(heads) >= self._most_heads and bool(report.recovered or report.removed))
 
     def _share(self, room: int, others: int) -> int:
@@ -137,16 +142,19 @@ class Outbox:
 
     def _heads(self, now: float) -> list[Document]:
         """The oldest batches; parked ones, and what other versions wrote, do not take the place of others."""
-        found: list[Document] = []
+        known: list[Document] = []
+        unknown: list[Document] = []
+        parked: dict[str, frozenset[str]] = {}
+        after = ""
         self._apart = {batch: until for batch, until in self._apart.items() if until > now}
         paused = self._pauses.paused()
         limit = self._most_heads
         while True:
-            page = self._inbox.heads(limit, after=found[-1]["_id"] if found else "")
-            found += page
-            parked = {h["_id"]: self._parked[h["_id"]] for h in found if self._parked.get(h["_id"], _NOTHING) <= paused}
-            unknown = [head for head in found if head.get("v") != MESSAGE_VERSION]
-            known = [head for head in found if head.get("v") == MESSAGE_VERSION and head["_id"] not in self._apart]
+            page = self._inbox.heads(limit, after=after)
+            parked |= {h["_id"]: self._parked[h["_id"]] for h in page if self._parked.get(h["_id"], _NOTHING) <= paused}
+            unknown += [head for head in page if head.get("v") != MESSAGE_VERSION]
+            known += [head for head in page if head.get("v") == MESSAGE_VERSION and head["_id"] not in self._apart]
+            after = page[-1]["_id"] if page else after
             if len(page) < limit or len(known) - len(parked) >= limit:
                 self._parked = parked
                 self._refuse(unknown)
@@ -165,7 +173,7 @@ class Outbox:
         for head in heads:
             batch = head["_id"]
             standing = Head(
-                seq=head["seq"],
+                seq=head["seq"] or 0,
                 forwards=head["forwards"],
                 seen_at=self._batches.seen_at(batch),
                 age_s=max(now - self._batches.first_at(batch), (wall - head["accepted_at"]).total_seconds()),
@@ -183,11 +191,21 @@ class Outbox:
                 free.append(head)
             elif verdict is Verdict.DOUBTFUL:
                 doubtful.append(head)
-        yield from _chunks(free)
-        yield from _chunks(doubtful[:_DOUBTFUL_PER_SWEEP])
+        yield from _chunks(self._by_delivery(free))
+        yield from _chunks(self._by_delivery(doubtful)[:_DOUBTFUL_PER_SWEEP])
 
-    def _settle(self, report: Report, heads: list[Document], room: int, now: float) -> int:
-        """Remove those batches that are finished, send those again that nobody has. Returns how many were sent."""
+    def _by_delivery(self, heads: Sequence[Document]) -> list[list[Document]]:
+        groups: dict[Any, list[Document]] = {}
+        for head in heads:
+            groups.setdefault(self._delivery_of(head), []).append(head)
+        return list(groups.values())
+
+    def _delivery_of(self, head: Document) -> Any:
+        """What the batches of one delivery have in common: their place in the fan-out, or the copy in which this process sent them again."""
+        return head["seq"] or self.recovery.copy(head["_id"]) or head["_id"]
+
+    def _settle(self, report: Report, heads: list[Document], room: int, now: float, *, spread: int) -> int:
+        """Remove those batches that are finished, send those again that nobody has. Returns in how many copies."""
         entries = self._inbox.entries_of([head["_id"] for head in heads])
         pairs = list({(key, digest) for events in entries.values() for key, digest, _ in events})
         standing = self._progress(pairs)
@@ -200,7 +218,7 @@ class Outbox:
         report.forgotten += forgotten
         paused = self._pauses.paused()
         over: list[str] = []
-        again: list[tuple[Document, list[Event]]] = []
+        unfinished_of: dict[Any, list[tuple[Document, list[Event]]]] = {}
         for head in heads:
             events = entries.get(head["_id"])
             if events is None:
@@ -217,13 +235,15 @@ class Outbox:
                 else:
                     self._apart[head["_id"]] = now + _APART_S
                 continue
-            free = set(in_no_hands([(key, digest) for key, digest, _ in going], claimed))
-            if free:
-                again.append((head, [event for event in going if (event[0], event[1]) in free]))
+            unfinished_of.setdefault(self._delivery_of(head), []).append((head, going))
         if over:
             self._inbox.remove(over)
             report.removed += len(over)
-        copies = _copies(again)
+        again: list[tuple[Document, list[Event]]] = []
+        for batches in unfinished_of.values():
+            free = set(in_no_hands([(key, digest) for _, going in batches for key, digest, _ in going], claimed))
+            again += [(head, some) for head, going in batches if (some := [event for event in going if (event[0], event[1]) in free])]
+        copies = _copies(again, spread)
         report.more = report.more or len(copies) > max(room, 0)
         return self._recover(report, copies[: max(room, 0)])
 
@@ -247,9 +267,8 @@ class Outbox:
         batches = [batch for copy in copies for batch in copy.batches]
         self._inbox.mark_forwarded([(batch, 0) for batch in batches])
         events = sum(len(one["keys"]) for copy in copies for one in copy.announced)
-        log.info(
-            "batch.recovered", batches=len(batches), deliveries=len(copies), events=events, first=batches[0], forwards=copies[0].forwards
-        )
+        forwards = max(copy.forwards for copy in copies)
+        log.info("batch.recovered", batches=len(batches), deliveries=len(copies), events=events, first=batches[0], forwards=forwards)
         report.recovered += len(batches)
         report.recovered_events += events
         return len(copies)
@@ -272,21 +291,25 @@ class _Copy:
         return [one["batch"] for one in self.announced]
 
 
-def _copies(again: Sequence[tuple[Document, list[Event]]]) -> list[_Copy]:
+def _copies(again: Sequence[tuple[Document, list[Event]]], spread: int) -> list[_Copy]:
+    """Which batches share a copy: of as many events as make ``spread`` copies of all; the oldest first."""
+    max_events = max(1, min(_COPY_EVENTS, sum(len(events) for _, events in again) // spread))
     by_forwards: dict[int, list[Announcement]] = {}
     for head, events in again:
         size = head.get("bytes") if head["forwards"] < _ALONE_FROM else None
         announced = announcement(head["_id"], events, head["accepted_at"], size=size)
         by_forwards.setdefault(head["forwards"] + 1, []).append(announced)
-    return [_Copy(group, forwards) for forwards, announced in by_forwards.items() for group in together(announced)]
+    copies = [_Copy(group, forwards) for forwards, announced in by_forwards.items() for group in together(announced, max_events=max_events)]
+    return sorted(copies, key=lambda copy: copy.batches[0])
 
 
-def _chunks(heads: list[Document]) -> Iterator[list[Document]]:
+def _chunks(groups: list[list[Document]]) -> Iterator[list[Document]]:
+    """Heads that are looked up together: whole deliveries."""
     chunk: list[Document] = []
     events = 0
-    for head in heads:
-        chunk.append(head)
-        events += head.get("count", _MOST_EVENTS)
+    for heads in groups:
+        chunk += heads
+        events += sum(head.get("count", _MOST_EVENTS) for head in heads)
         if events >= _CHUNK_EVENTS:
             yield chunk
             chunk, events = [], 0

@@ -11,13 +11,16 @@ from typing import Any
 import httpx
 import pytest
 
+from app.errors import StoreUnavailable
 from app.leases import Lease
 from app.naming import PROCESS_TASK, RECOVERY_QUEUE, queue_of
 from app.settings import Settings
+from app.stores.inbox import Inbox
 from broadcaster.bridge.forwarder import Forwarder
 from broadcaster.bridge.intake import Intake
+from broadcaster.bridge.notes import Notes
 from broadcaster.bridge.watch import ROLE, Watch
-from broadcaster.pacing import BURST
+from broadcaster.pacing import BURST, PER_S
 from broadcaster.sending import Sender
 from tests.support.bridging import Place, place_of
 from tests.support.waiting import eventually
@@ -32,7 +35,8 @@ class Bridging:
         self.watch = Watch(place.settings, place.redis, owner="test")
         self.watch.use(place.deployment)
         self.sender = Sender(place.app, timeout_s=1)
-        self.forwarder = Forwarder(self.intake, self.watch, self.sender, place.inbox, high_water=place.settings.queue_high_water)
+        notes = Notes(place.inbox, self.intake, after_s=0)
+        self.forwarder = Forwarder(self.intake, self.watch, self.sender, notes, high_water=place.settings.queue_high_water)
 
     def forward(self, *batches: str) -> int:
         self.watch.look()
@@ -87,44 +91,151 @@ def test_each_live_listener_gets_its_own_delivery(place, bridging):
 def test_small_batches_travel_together(place, bridging):
     place.beat("listener-1", "listener-2")
     batches = [place.accept("a"), place.accept("b", "c", types={"c": "u"}), place.accept("d")]
-    again = place.accept("b")
+    again, other = place.accept("b"), place.accept("b", digest="2d")
     bridging.watch.look()
-    bridging.intake.offer([place.announced(batch, size=100) for batch in (*batches, again)])
+    bridging.intake.offer([place.announced(batch, size=100) for batch in (*batches, again, other)])
 
-    assert bridging.forwarder.forward(bridging.intake.take(100, 0)) == 4
+    assert bridging.forwarder.forward(bridging.intake.take(100, 0)) == 5
 
     for name in ("listener-1", "listener-2"):
         together, apart = place.of(name)
         assert together.id == f"a+3/{name}"
-        assert together.argsrepr == f"events of 2 types a and 3 more (batch {batches[0]} and 2 more)"
+        assert together.argsrepr == f"events of 2 types a and 3 more (batch {batches[0]} and 3 more)"
         assert together.delivery.events == [("a", "1d", "t"), ("b", "1d", "t"), ("c", "1d", "u"), ("d", "1d", "t")]
-        assert [(part.batch, part.events) for part in together.delivery.batches] == list(zip(batches, (1, 2, 1), strict=True))
-        assert apart.delivery.keys == ["b"], "a key stands once in a delivery"
-    for batch in (*batches, again):
+        assert [(p.batch, p.events) for p in together.delivery.batches] == list(zip((*batches, again), (1, 2, 1, 0), strict=True))
+        assert (apart.delivery.keys, apart.delivery.digests) == (["b"], ["2d"]), "a claim is of one content"
+    for batch in (*batches, again, other):
         head = place.head(batch)
         assert head is not None
-        sent = together if batch != again else apart
+        sent = together if batch != other else apart
         assert (head["seq"], head["forwards"]) == (sent.delivery.seq, 1)
         assert not bridging.intake.holds(batch)
 
 
-def test_single_events_that_come_fast_are_few_deliveries(place, bridging):
+def test_g1_a_forwarder_that_fails_holds_nothing(place, bridging, monkeypatch):
+    """G1: whatever went wrong, the sweeper may have the batches."""
+    place.beat("listener-1")
+    bridging.watch.look()
+    batches = [place.accept("a"), place.accept("b")]
+    bridging.intake.offer([place.announced(batch) for batch in batches])
+    monkeypatch.setattr(bridging.sender, "send", lambda _deliveries: 1 / 0)
+
+    with pytest.raises(ZeroDivisionError):
+        bridging.forwarder.forward(bridging.intake.take(100, 0))
+
+    assert not any(map(bridging.intake.holds, batches))
+
+
+class Clock:
+    """Seconds; stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class TestNotes:
+    def test_what_was_sent_is_held_until_it_is_noted_a_moment_later(self, place):
+        clock, intake = Clock(), Intake(100)
+        batch = place.accept("a")
+        intake.offer([place.announced(batch)])
+        notes = Notes(place.inbox, intake, after_s=1, clock=clock)
+        notes.add([(batch, 7)])
+
+        notes.write_due()
+        assert (place.head(batch)["forwards"], intake.holds(batch)) == (0, True)
+        clock.now += 1
+        notes.write_due()
+        assert (place.head(batch)["seq"], place.head(batch)["forwards"], intake.holds(batch)) == (7, 1, False)
+
+    def test_at_the_end_all_is_noted_at_once(self, place):
+        batch = place.accept("a")
+        notes = Notes(place.inbox, Intake(100), after_s=60)
+        notes.add([(batch, 7)])
+
+        notes.write_due(all_=True)
+
+        assert place.head(batch)["forwards"] == 1
+
+    def test_what_is_finished_by_then_is_passed_over(self, place):
+        gone, there = place.accept("a"), place.accept("b")
+        place.db["inbox"].delete_one({"_id": gone})
+        notes = Notes(place.inbox, Intake(100), after_s=0)
+        notes.add([(gone, 7), (there, 8)])
+
+        notes.write_due()
+
+        assert place.head(gone) is None
+        assert place.head(there)["forwards"] == 1
+
+    def test_g1_while_mongodb_is_away_notes_wait_and_the_oldest_of_too_many_are_given_up(self, place, monkeypatch):
+        """G1: given up means that the sweeper may send them."""
+        monkeypatch.setattr("broadcaster.bridge.notes.MAX_BATCHES", 2)
+        intake = Intake(100)
+        batches = [place.accept(key) for key in "abc"]
+        intake.offer([place.announced(batch) for batch in batches])
+        notes = Notes(place.inbox, intake, after_s=0)
+        notes.add([(batch, number) for number, batch in enumerate(batches, 1)])
+
+        with monkeypatch.context() as away:
+            away.setattr(Inbox, "mark_forwarded", raising(StoreUnavailable("away")))
+            notes.write_due()
+        assert [intake.holds(batch) for batch in batches] == [False, True, True]
+
+        notes.write_due()
+        assert [place.head(batch)["forwards"] for batch in batches] == [0, 1, 1]
+        assert not any(map(intake.holds, batches))
+
+    def test_g1_notes_that_cannot_be_written_hold_nothing(self, place, monkeypatch):
+        """G1: a mistake of ours keeps no batch from the sweeper."""
+        intake = Intake(100)
+        batch = place.accept("a")
+        intake.offer([place.announced(batch)])
+        notes = Notes(place.inbox, intake, after_s=0)
+        notes.add([(batch, 1)])
+        monkeypatch.setattr(Inbox, "mark_forwarded", raising(ValueError("a mistake")))
+
+        with pytest.raises(ValueError, match="a mistake"):
+            notes.write_due()
+
+        assert not intake.holds(batch)
+        notes.write_due()
+
+
+def raising(error):
+    """A method that raises."""
+
+    def method(*_arguments):
+        raise error
+
+    return method
+
+
+@pytest.mark.parametrize("same", [False, True], ids=["different", "the same one"])
+def test_g7_single_events_that_come_fast_are_few_deliveries(place, bridging, same):
+    """G7: however many a second, also when it is one event again and again."""
     place.beat("listener-1")
     bridging.watch.look()
     stop = threading.Event()
     forwarding = threading.Thread(target=bridging.forwarder.run, args=[stop], daemon=True)
+    keys = ["same" if same else f"k{number}" for number in range(300)]
+    batches = [place.accept(key) for key in keys]
+    began = time.monotonic()
     forwarding.start()
-    batches = [place.accept(f"k{number}") for number in range(300)]
 
     for batch in batches:
         bridging.intake.offer([place.announced(batch, size=100)])
     eventually(lambda: not any(map(bridging.intake.holds, batches)), 20, "all to be sent")
+    took_s = time.monotonic() - began
     stop.set()
     forwarding.join(10)
 
     sent = place.of("listener-1")
-    assert sorted(key for one in sent for key in one.delivery.keys) == sorted(f"k{number}" for number in range(300))
-    assert BURST < len(sent) < 300
+    assert sorted(part.batch for one in sent for part in one.delivery.batches) == sorted(batches)
+    assert {key for one in sent for key in one.delivery.keys} == set(keys)
+    assert len(sent) <= BURST + 1 + PER_S * took_s
 
 
 def test_without_a_listener_nothing_is_sent(place, bridging):

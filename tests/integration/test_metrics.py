@@ -92,7 +92,7 @@ def test_an_empty_deployment_has_numbers_too(running):
     )
     assert found.value("dedup_accepting") == 1
     assert found.value("dedup_inbox_batches") == found.value("dedup_inbox_bytes") == found.value("dedup_inbox_oldest_age_seconds") == 0
-    assert found.value("dedup_inbox_limit_batches") == 20_000
+    assert found.value("dedup_inbox_limit_batches") == 100_000
     assert found.value("dedup_listeners_alive") == 0
     assert {
         state: found.value("dedup_failures", state=state) for state in ("retrying", "dead", "conflict", "stale", "malformed")

@@ -149,6 +149,16 @@ class TestStoring:
         }
         assert plant.inbox.size() == 0
 
+    def test_batches_that_repeat_an_event_are_all_removed(self, plant):
+        listener = plant.listener("listener-1", count_effect)
+        message = plant.accept_apart([entry("a")], [entry("b"), entry("a")], [entry("a")], [entry("b")])
+        assert message.keys == ["a", "b"]
+
+        assert str(process(listener, message)) == "won 2"
+
+        assert plant.effects() == {"a": 1, "b": 1}
+        assert plant.inbox.size() == 0
+
     def test_of_several_batches_those_that_are_unfinished_stay(self, plant):
         listener = plant.listener()
         message = plant.accept_apart([entry("a"), entry("b")], [entry("c")], [entry("d")])

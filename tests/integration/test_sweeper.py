@@ -253,49 +253,71 @@ def test_a_lost_recovery_copy_is_missed_although_the_queue_is_never_empty(place,
     assert keys_of(place.queue(RECOVERY_QUEUE)) == [["waits"], ["lost"]]
 
 
-def test_small_batches_share_a_copy(place, swept):
+def test_small_batches_share_copies_of_which_each_listener_can_have_some(place, swept):
     place.beat("listener-1")
     at = utc_now() - timedelta(seconds=60)
-    batches = [place.accept(f"k{number}", at=at) for number in range(3)]
+    batches = [place.accept(f"k{number}", at=at) for number in range(8)]
     again = place.accept("k1", at=at)
+    other = place.accept("k1", digest="2d", at=at)
 
     report = swept.sweep()
 
-    assert report.recovered == 4
-    together, apart = place.queue(RECOVERY_QUEUE)
-    assert together.id == "k0+2/recovery"
-    assert [(part.batch, part.events) for part in together.delivery.batches] == [(batch, 1) for batch in batches]
-    assert apart.delivery.batch == again, "a key stands once in a delivery"
-    for batch in (*batches, again):
+    assert report.recovered == 10
+    sent = place.queue(RECOVERY_QUEUE)
+    assert keys_of(sent) == [["k0", "k1"], ["k2", "k3"], ["k4", "k5"], ["k6", "k7"], ["k1"]]
+    assert [s.id for s in sent][:2] == ["k0+1/recovery", "k2+1/recovery"]
+    assert [(p.batch, p.events) for p in sent[0].delivery.batches] == [(batches[0], 1), (batches[1], 1), (again, 0)], (
+        "one event of two batches"
+    )
+    assert sent[4].delivery.batch == other, "a claim is of one content"
+    for batch in (*batches, again, other):
         head = place.head(batch)
         assert head is not None
         assert (head["forwards"], head["seq"]) == (1, 0)
-    assert swept.over_a_grace().recovered == 0, "both wait in the queue"
+    assert swept.over_a_grace().recovered == 0, "all wait in the queue"
 
 
 def test_g1_a_lost_copy_of_several_batches_is_missed(place, swept):
     """G1: each of them is sent again."""
     place.beat("listener-1")
-    for key in "abc":
-        place.accept(key, at=utc_now() - timedelta(seconds=60))
-    assert swept.sweep().recovered == 3
+    for number in range(8):
+        place.accept(f"k{number}", at=utc_now() - timedelta(seconds=60))
+    assert swept.sweep().recovered == 8
     take_all(place, RECOVERY_QUEUE)
 
-    assert swept.over_a_grace().recovered == 3
-    assert keys_of(place.queue(RECOVERY_QUEUE)) == [["a", "b", "c"]]
+    assert swept.over_a_grace().recovered == 8
+    assert keys_of(place.queue(RECOVERY_QUEUE)) == [["k0", "k1"], ["k2", "k3"], ["k4", "k5"], ["k6", "k7"]]
 
 
-@pytest.mark.parametrize(("forwards", "sent"), [(1, [["a", "b"]]), (2, [["a"], ["b"]])])
-def test_g5_what_was_sent_twice_before_travels_alone(place, swept, forwards, sent):
+@pytest.mark.parametrize("by", ["fan-out", "recovery"])
+def test_g5_batches_of_a_delivery_are_in_the_hands_of_whoever_works_on_one_of_them(place, swept, by):
+    """G5: a listener that comes to them slice by slice makes nobody a suspect."""
+    place.beat("listener-1", seq=100)
+    batches = [place.accept(f"k{number}", at=utc_now() - timedelta(seconds=60)) for number in range(8)]
+    if by == "fan-out":
+        place.inbox.mark_forwarded([(batch, 90) for batch in batches])
+    else:
+        assert swept.sweep().recovered == 8
+        take_all(place, RECOVERY_QUEUE)
+    claim(place, "k0", "k2", "k4", "k6")
+
+    assert [swept.sweep(after_s=1).recovered for _ in range(12)] == [0] * 12
+
+    claim(place, "k1", lease_ms=1, claim_id="dead")
+    eventually(lambda: swept.sweep(after_s=1).recovered == 1, 10, "what another one's death has locked to be sent alone")
+
+
+@pytest.mark.parametrize(("forwards", "together"), [(1, 2), (2, 1)])
+def test_g5_what_was_sent_twice_before_travels_alone(place, swept, forwards, together):
     """G5: it may hold an event that kills whoever has it; its neighbours are not to wait for it."""
     place.beat("listener-1")
-    for key in "ab":
-        place.accept(key, at=utc_now() - timedelta(seconds=60))
+    for number in range(8):
+        place.accept(f"k{number}", at=utc_now() - timedelta(seconds=60))
     place.db["inbox"].update_many({}, {"$set": {"forwards": forwards, "seq": 0}})
 
-    eventually(lambda: swept.sweep(after_s=GRACE_S).recovered == 2, 10, "both to be sent again")
+    eventually(lambda: swept.sweep(after_s=GRACE_S).recovered == 8, 10, "all to be sent again")
 
-    assert keys_of(place.queue(RECOVERY_QUEUE)) == sent
+    assert [len(keys) for keys in keys_of(place.queue(RECOVERY_QUEUE))] == [together] * (8 // together)
     assert {one.delivery.forwards for one in place.queue(RECOVERY_QUEUE)} == {forwards + 1}
 
 
@@ -376,6 +398,7 @@ def test_g7_the_recovery_queue_is_filled_to_its_mark_oldest_first(make_place):
 def test_more_batches_than_are_looked_at_in_one_sweep_are_gone_through_soon(make_place, monkeypatch):
     monkeypatch.setattr("broadcaster.sweeper.outbox._HEADS", 3)
     place = make_place(queue_high_water=1)
+    monkeypatch.setattr("broadcaster.sweeper.outbox._COPIES_PER_LISTENER", 1)
     swept = Swept(place)
     place.beat("listener-1")
     for number in range(5):

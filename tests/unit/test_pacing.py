@@ -1,4 +1,4 @@
-"""When small documents may begin, on a clock that the test moves."""
+"""When small deliveries may be sent, on a clock that the test moves."""
 
 import pytest
 
@@ -20,43 +20,58 @@ def clock() -> Clock:
     return Clock()
 
 
-def begun_now(pace: Pace, events: int) -> int:
-    """How many documents of so many events begin before one has to wait, of a thousand."""
-    return next((number for number in range(1_000) if pace.wait_s(events)), 1_000)
+def sent_now(pace: Pace, events: int) -> int:
+    """How many deliveries of so many events are sent before one has to wait, of a thousand."""
+    return next((number for number in range(1_000) if pace.wait_s([events])), 1_000)
 
 
 def test_after_a_quiet_time_a_burst_goes_at_once(clock: Clock) -> None:
-    assert begun_now(Pace(clock), 1) == BURST
+    assert sent_now(Pace(clock), 1) == BURST
     clock.now += 3_600
-    assert begun_now(Pace(clock), 1) == BURST, "however long the quiet time was"
+    assert sent_now(Pace(clock), 1) == BURST, "however long the quiet time was"
 
 
 def test_then_so_many_a_second(clock: Clock) -> None:
     pace = Pace(clock)
-    begun_now(pace, 1)
-    begun = 0
+    sent_now(pace, 1)
+    sent = 0
     for _ in range(1_000):
         clock.now += 0.001
-        begun += pace.wait_s(1) == 0
-    assert PER_S <= begun <= PER_S * 1.05
+        sent += pace.wait_s([1]) == 0
+    assert PER_S <= sent <= PER_S * 1.05
 
 
 def test_whoever_waits_as_long_as_it_says_goes(clock: Clock) -> None:
     pace = Pace(clock)
-    begun_now(pace, 1)
-    clock.now += pace.wait_s(1) + 1e-9
-    assert pace.wait_s(1) == 0
+    sent_now(pace, 1)
+    clock.now += pace.wait_s([1]) + 1e-9
+    assert pace.wait_s([1]) == 0
 
 
 def test_the_more_events_the_less_it_waits_and_large_ones_never(clock: Clock) -> None:
     pace = Pace(clock)
-    begun_now(pace, 1)
-    assert pace.wait_s(1) > pace.wait_s(LARGE // 2) > 0
-    assert begun_now(pace, LARGE) == begun_now(pace, 500) == 1_000
+    sent_now(pace, 1)
+    assert pace.wait_s([1]) > pace.wait_s([LARGE // 2]) > 0
+    assert sent_now(pace, LARGE) == sent_now(pace, 500) == 1_000
 
 
 def test_a_steady_stream_below_the_rate_never_waits(clock: Clock) -> None:
     pace = Pace(clock)
     for _ in range(10_000):
         clock.now += 1.001 / PER_S
-        assert pace.wait_s(1) == 0
+        assert pace.wait_s([1]) == 0
+
+
+def test_each_delivery_of_a_round_counts(clock: Clock) -> None:
+    pace = Pace(clock)
+    assert pace.wait_s([1] * (BURST // 2)) == 0
+    assert pace.wait_s([500] * 100) == 0
+    assert pace.wait_s([1] * BURST) == pytest.approx((BURST - BURST / 2) / PER_S, rel=0.02)
+
+
+def test_a_round_of_very_many_waits_no_longer_than_a_burst_takes(clock: Clock) -> None:
+    pace = Pace(clock)
+    sent_now(pace, 1)
+    assert pace.wait_s([1] * 5_000) <= BURST / PER_S
+    clock.now += BURST / PER_S + 1e-9
+    assert pace.wait_s([1] * 5_000) == 0
