@@ -10,6 +10,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 LOCKED := install -qq --no-deps --no-build-isolation --require-hashes
 CODE := app workers broadcaster
 
+# How many processes share the tests of 'make test', each with servers of its own; 0: the tests run one after the other, in one process.
+WORKERS ?= 2
+
+# Without compiled modules on disk, each of the hundreds of processes that tests start would compile them anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup demo up test faults chaos test-containers bench lint format types imports check lock clean
@@ -41,8 +47,8 @@ demo: $(STAMP) ## Start servers, broadcaster, bridge, three listeners and Flower
 up: $(STAMP) ## The same without an end: everything stays up until Ctrl-C.
 	@$(BIN)/dedup up
 
-test: $(STAMP) ## All tests but the fault suite, a few minutes (ARGS="-k claim" adds to pytest's arguments).
-	@$(BIN)/pytest tests --ignore=tests/faults $(ARGS)
+test: $(STAMP) ## All tests but the fault suite, a few minutes, two at a time (WORKERS=0: one; ARGS="-k claim" adds to pytest's arguments).
+	@$(BIN)/pytest tests --ignore=tests/faults -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 faults: $(STAMP) ## The fault suite: kills, pauses and cuts on real processes and servers.
 	@$(BIN)/pytest tests/faults $(ARGS)

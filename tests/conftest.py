@@ -3,7 +3,7 @@
 ========================  ========  ===========================================================================================
 fixture                   lives     gives
 ========================  ========  ===========================================================================================
-``servers``               the run   the shared ``EmbeddedServers``; never stop, pause, flush or corrupt these
+``servers``               the run   the shared ``EmbeddedServers``; never stop, pause, flush or corrupt these (with ``-n``: each worker's own)
 ``settings``              a test    fresh ``Settings`` on them: own database, own two Redis databases; emptied afterwards
 ``make_settings``         a test    the same with overrides, ``make_settings(lease_ms=500)``; each call is fresh
 ``database``              a test    pymongo's database of ``settings``
@@ -31,14 +31,14 @@ from redis import Redis
 from app.embedded.process import ManagedProcess
 from app.embedded.servers import EmbeddedServers
 from app.settings import Settings
-from tests.support.servers import TEST_DATABASES, environment, fresh_settings, remove_data, require_servers
+from tests.support.servers import QUICK_MONGOD, TEST_DATABASES, environment, fresh_settings, remove_data, require_servers
 
 
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServers]:
     """Valkey and MongoDB of this run."""
     require_servers()
-    with EmbeddedServers(tmp_path_factory.mktemp("servers"), databases=TEST_DATABASES) as shared:
+    with EmbeddedServers(tmp_path_factory.mktemp("servers"), databases=TEST_DATABASES, mongod_args=QUICK_MONGOD) as shared:
         yield shared
 
 

@@ -305,7 +305,7 @@ class Claims(RuleBasedStateMachine):
         self.redis.delete(*(self.name(key) for key in KEYS))
 
 
-@pytest.mark.timeout(3600 if THOROUGH else 120)
+@pytest.mark.timeout(3600 if THOROUGH else 300)
 def test_histories_of_claims(claim_server, bench: Bench):
     with Redis.from_url(claim_server.url(0)) as client:
         claims = claim_store(client, "machine")

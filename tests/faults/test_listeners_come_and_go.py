@@ -108,13 +108,13 @@ def test_sigterm_finishes_the_slice_in_hand_and_gives_back_the_rest(system: Syst
     system.start_bridge()
     stopping = system.start_listener("listener-1", "-P", pool)
     system.await_listeners(1)
-    system.accept(events(70, "fault.slow", ms=100))  # 7 s of work
+    system.accept(events(200, "fault.slow", ms=100))  # 20 s of work in one delivery
     eventually(lambda: system.db.events.count_documents({}) > 0, 15, stopping.log_tail)
 
-    assert stopping.terminate(deadline_s=5) == 0, stopping.log_tail()
+    assert stopping.terminate(deadline_s=15) == 0, stopping.log_tail()
     assert "delivery.given_back" in stopping.log.read_text()
     done = system.db.events.count_documents({})
-    assert 0 < done < 35
+    assert 0 < done < 100, "far from all: it waits for its slice, not for its delivery"
     with broker_of(system) as broker:
         assert broker.hlen("unacked") == 0, "its delivery is acknowledged"
     held = [key for key in system.redis.scan_iter("dedup:*") if ":=" not in key and "processing" in (system.redis.get(key) or "")]

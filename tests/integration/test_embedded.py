@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from contextlib import ExitStack, closing, contextmanager
+from urllib.parse import urlsplit
 
 import pytest
 from pymongo import MongoClient
@@ -18,7 +19,7 @@ from app.embedded import servers as servers_module
 from app.embedded.binaries import Machine, mongod_binary, valkey_binary
 from app.embedded.diagnosis import missing_libraries
 from app.embedded.mongod import MongodServer
-from app.embedded.ports import HOST
+from app.embedded.ports import HOST, is_free
 from app.embedded.serverinfo import ProcessRecord, record_of, recorded_servers, running_servers, start_mark, write_servers
 from app.embedded.servers import EmbeddedServers
 from app.errors import ServerStartError
@@ -106,6 +107,8 @@ def test_killed_with_its_servers_a_starter_leaves_nothing_and_the_next_one_recov
     eventually(lambda: not any(p.alive for p in info.processes), 5, "the end of the servers of a killed starter")
     assert (home / "servers.json").exists(), "nobody was left to remove it"
     assert running_servers(home) is None
+    ports = [urlsplit(info.redis_url).port, urlsplit(info.mongo_url).port]
+    eventually(lambda: all(is_free(port) for port in ports), 10, "the end of their last threads, which hold the ports")
 
     again = start_servers(home)
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -138,7 +139,8 @@ def test_how_often_and_when_a_batch_was_sent(plant):
 
 def test_nothing_of_a_story_is_asked_for_on_the_way_of_an_event(plant):
     """Reads that a delivery costs: its batch, the failures, the ledger, once each (and now and then the paused types)."""
-    runtime = plant.listener("listener-1", count_effect)
+    one_slice = replace(plant.settings, slice_target_ms=5_000)  # of all five, even where the first event takes a second
+    runtime = plant.listener("listener-1", count_effect, settings=one_slice)
     process(runtime, plant.accept(entry("warm")))
     plant.db.command("profile", 2)
     process(runtime, plant.accept(*(entry(f"e{n}") for n in range(5))))

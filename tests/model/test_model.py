@@ -23,7 +23,7 @@ def check(folder: Path, *variant: str, fair: bool = True) -> str:
 
 def run(folder: Path, *argv: str) -> str:
     """A program's output; it must end well."""
-    done = subprocess.run(argv, cwd=folder, capture_output=True, text=True, timeout=110, check=False)
+    done = subprocess.run(argv, cwd=folder, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -1,5 +1,6 @@
 """Node and the JavaScript Socket.IO client, which a test uses as any browser would."""
 
+import fcntl
 import functools
 import os
 import shutil
@@ -30,15 +31,22 @@ def _installed(npm: str) -> tuple[Path, str]:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = cache / "dedup-tests" / f"socket.io-client-{VERSION}"
     modules = folder / "node_modules"
-    if (modules / "socket.io-client" / "package.json").is_file() and (folder / "complete").is_file():
-        return modules, ""
     folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process of this run, or another run, may be installing it
+        return modules, _install(npm, folder, modules)
+
+
+def _install(npm: str, folder: Path, modules: Path) -> str:
+    """Install it, unless it is there; what went wrong, or an empty string."""
+    if (modules / "socket.io-client" / "package.json").is_file() and (folder / "complete").is_file():
+        return ""
     argv = [npm, "install", "--prefix", folder, "--no-save", "--no-audit", "--no-fund", "--ignore-scripts", f"socket.io-client@{VERSION}"]
     try:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=90, check=False)
     except subprocess.TimeoutExpired:
-        return modules, "it takes longer than 90 s"
+        return "it takes longer than 90 s"
     if done.returncode:
-        return modules, done.stderr.strip()[-500:]
+        return done.stderr.strip()[-500:]
     (folder / "complete").touch()
-    return modules, ""
+    return ""

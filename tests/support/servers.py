@@ -23,6 +23,9 @@ from app.stack import environment_of
 TEST_DATABASES = 512
 """Numbered databases of a test's Valkey: a test takes two, one for claims and one for the broker."""
 
+QUICK_MONGOD = ("--journalCommitInterval", "10")
+"""Milliseconds. To drop a database MongoDB waits for the next time that its journal is written: by default up to 100 ms, after each test."""
+
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 
 _numbers = itertools.cycle(range(0, TEST_DATABASES, 2))

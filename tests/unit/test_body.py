@@ -103,6 +103,7 @@ def test_a_bomb_is_refused_without_being_unpacked():
         gzip.compress(b"x" * 1_000)[:-8] + b"\0" * 8,
         b"\x1f\x8b" + b"\xff" * 100,
     ],
+    ids=["nothing", "a letter", "magic", "last byte cut", "trailer cut", "rest", "two members", "zlib", "wrong checksum", "wrong header"],
 )
 def test_what_is_no_gzip_is_400(body):
     assert refused(body) == 400

@@ -194,7 +194,7 @@ class TestResults:
     @pytest.mark.parametrize(
         "result",
         [object(), {1}, b"bytes", float("nan"), float("inf"), 2**63, {"a": {"b": [2**64]}}, "\ud800", {"a\x00": 1}, {"\ud800": 1}],
-        ids=repr,
+        ids=lambda result: "object()" if type(result) is object else repr(result),
     )
     def test_what_is_refused(self, result):
         with pytest.raises(ResultRefused):
