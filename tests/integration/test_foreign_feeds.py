@@ -438,6 +438,8 @@ def test_g7_a_message_that_is_too_long_is_not_read():
         connection.recv()
         connection.send('40{"sid":"t"}')
         connection.send('42["departure",1]')
+        assert connected.wait(10)
+        connected.clear()
         try:
             if len(served) == 1:
                 connection.send('42["departure","' + "x" * MAX_MESSAGE_BYTES + '"]')
@@ -447,6 +449,7 @@ def test_g7_a_message_that_is_too_long_is_not_read():
         except ConnectionClosed:
             cut.append(True)
 
+    connected = threading.Event()
     served: list[bool] = []
     cut: list[bool] = []
 
@@ -461,6 +464,7 @@ def test_g7_a_message_that_is_too_long_is_not_read():
             client = OrderedClient(timeout_s=5)
             client.on("departure", heard.append)
             client.connect(f"http://127.0.0.1:{server.socket.getsockname()[1]}", transports=["websocket"])
+            connected.set()
             eventually(lambda it=client: not it.connected, 15)  # type: ignore[misc]
         server.shutdown()
         thread.join(10)
