@@ -57,6 +57,7 @@ class OrderedClient(socketio.Client):  # type: ignore[misc]  # untyped library
     """
 
     _binary_packet: Any
+    namespaces: dict[str, str]
 
     def __init__(self, *, timeout_s: float) -> None:
         self.rubbish = 0
@@ -65,6 +66,7 @@ class OrderedClient(socketio.Client):  # type: ignore[misc]  # untyped library
         self._connection = 0
         self._acknowledging = threading.Lock()
         self._socket: _BoundedWebSocket | None = None
+        self._dropped = False
         super().__init__(
             reconnection=False,
             handle_sigint=False,
@@ -91,8 +93,10 @@ class OrderedClient(socketio.Client):  # type: ignore[misc]  # untyped library
             with contextlib.suppress(queue.Empty):
                 while True:
                     self.eio.queue.get_nowait()
+        self._dropped = False
         try:
             super().connect(*arguments, **options)
+            self._must_be_there()
         except Exception as error:
             self.eio.abandon()
             if self._socket is not None:
@@ -112,6 +116,16 @@ class OrderedClient(socketio.Client):  # type: ignore[misc]  # untyped library
         with self._acknowledging:
             if connection == self._connection:
                 self._send_packet(self.packet_class(socketio.packet.ACK, namespace=namespace, id=id, data=[]))
+
+    def _must_be_there(self) -> None:
+        if self._dropped:
+            self.connected = False
+            self.namespaces.clear()
+            raise SocketError("the server let this client in and ended the connection at once")
+
+    def _handle_eio_disconnect(self, reason: str) -> None:
+        self._dropped = True  # the library passes over a connection's end while it has not noted its beginning
+        super()._handle_eio_disconnect(reason)
 
     def _open_socket(self, *arguments: Any, **options: Any) -> "_BoundedWebSocket":
         self._socket = _BoundedWebSocket(*arguments, **options)

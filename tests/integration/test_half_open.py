@@ -150,3 +150,40 @@ def test_a_server_that_announces_no_pings_for_a_year_is_waited_for_no_longer_tha
         eventually(lambda: not client.connected, 15)
         server.shutdown()
         thread.join(10)
+
+
+def test_a_server_that_ends_the_connection_as_soon_as_it_has_let_the_client_in_is_connected_to_again(monkeypatch: pytest.MonkeyPatch):
+    ended = threading.Event()
+    connections: list[ServerConnection] = []
+
+    def serve_one(connection: ServerConnection) -> None:
+        connections.append(connection)
+        connection.send('0{"sid":"s","upgrades":[],"pingInterval":25000,"pingTimeout":20000}')
+        connection.recv()
+        connection.send('40/bridge,{"sid":"t"}')
+        if len(connections) > 1:
+            connection.recv()  # the second time the server is well
+
+    class Late(threading.Event):
+        """What the connecting thread waits on: it goes on when the connection has ended already, as on a busy machine."""
+
+        def wait(self, timeout: float | None = None) -> bool:
+            let_in = super().wait(timeout)
+            if len(connections) == 1:
+                ended.wait(10)
+            return let_in
+
+    with serve(serve_one, "127.0.0.1", 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        feed = Feed(f"http://127.0.0.1:{server.socket.getsockname()[1]}", "", lambda _announced: None)
+        monkeypatch.setattr(feed._client.eio, "create_event", lambda *_arguments, **_options: Late())
+        forget = feed._client._handle_eio_disconnect
+        feed._client.eio.on("disconnect", lambda reason: (forget(reason), ended.set()))
+        stop = threading.Event()
+        running = threading.Thread(target=feed.run, args=[stop], daemon=True)
+        running.start()
+        eventually(lambda: len(connections) > 1 and feed.connected, 15, "a second connection")
+        stop.set()
+        feed.close()
+        running.join(10)
+        server.shutdown()
