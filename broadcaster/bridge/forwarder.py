@@ -34,6 +34,8 @@ EVENTS_PER_ROUND = 5_000
 _IDLE_S = 0.25
 _DEPTHS_EVERY_S = 0.25
 _BACKOFF_MAX_S = 2.0
+_KEEPING_UP = 3
+"""Deliveries that may wait in the queue of a listener that keeps up; it has some more in hand."""
 
 
 class Forwarder:
@@ -133,7 +135,9 @@ class Forwarder:
             return
         self._measured_at = now
         try:
-            self._gates.measured(self._sender.depths(queue_of(heard.name) for heard in self._watch.listeners()))
+            depths = self._sender.depths(queue_of(heard.name) for heard in self._watch.listeners())
+            self._gates.measured(depths)
+            self._pace.behind = any(depth > _KEEPING_UP for depth in depths.values())
         except BrokerUnavailable as error:
             self._broker.note(error)
             self._failed_in_a_row += 1

@@ -213,6 +213,23 @@ def raising(error):
     return method
 
 
+def test_g7_while_a_queue_fills_fewer_and_larger_deliveries_are_sent(place, bridging):
+    """G7."""
+    place.beat("fast", "slow")
+    place.broker.lpush(queue_of("slow"), *["a delivery"] * 4)
+    bridging.measure()
+    assert not bridging.forwarder._pace.behind, "nothing was sent since"
+
+    bridging.forward(place.accept("a"))
+    bridging.measure()
+    assert bridging.forwarder._pace.behind
+
+    place.broker.delete(queue_of("slow"))
+    bridging.forward(place.accept("b"))
+    bridging.measure()
+    assert not bridging.forwarder._pace.behind
+
+
 @pytest.mark.parametrize("same", [False, True], ids=["different", "the same one"])
 def test_g7_single_events_that_come_fast_are_few_deliveries(place, bridging, same):
     """G7: however many a second, also when it is one event again and again."""

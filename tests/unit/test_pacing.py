@@ -2,7 +2,7 @@
 
 import pytest
 
-from broadcaster.pacing import BURST, LARGE, PER_S, Pace
+from broadcaster.pacing import BEHIND_PER_S, BURST, LARGE, PER_S, Pace
 
 
 class Clock:
@@ -60,6 +60,17 @@ def test_a_steady_stream_below_the_rate_never_waits(clock: Clock) -> None:
     for _ in range(10_000):
         clock.now += 1.001 / PER_S
         assert pace.wait_s([1]) == 0
+
+
+def test_while_listeners_do_not_keep_up_fewer_are_sent(clock: Clock) -> None:
+    pace = Pace(clock)
+    sent_now(pace, 1)
+    pace.behind = True
+    sent = 0
+    for _ in range(1_000):
+        clock.now += 0.001
+        sent += pace.wait_s([1]) == 0
+    assert BEHIND_PER_S * 0.9 <= sent <= BEHIND_PER_S * 1.1
 
 
 def test_each_delivery_of_a_round_counts(clock: Clock) -> None:
