@@ -13,10 +13,11 @@ import re
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Sequence
 
+from app.events.digests import DIGEST_BYTES, DIGEST_VERSION
+
 SHORT = b"d"
 LONG = b"D|"
-_DIGEST_BYTES = 16
-_HEAD = len(SHORT) + _DIGEST_BYTES
+_HEAD = len(SHORT) + DIGEST_BYTES
 _SHORTENED = re.compile(r"1[A-Za-z0-9_-]{21}[AQgw]").fullmatch
 """Version 1, and 22 characters of base64 whose last four bits are nothing, so that its bytes say the same."""
 _TO_PLAIN = str.maketrans("-_", "+/")
@@ -38,7 +39,7 @@ def heads_of(digests: Sequence[str]) -> list[bytes]:
     if not all(map(_SHORTENED, digests)):
         return [heads_of([digest])[0] if _SHORTENED(digest) else long_head_of(digest) for digest in digests]
     packed = a2b_base64("".join([digest[1:] + "AA" for digest in digests]).translate(_TO_PLAIN))
-    return [SHORT + packed[at : at + _DIGEST_BYTES] for at in range(0, len(packed), _PACKED)]
+    return [SHORT + packed[at : at + DIGEST_BYTES] for at in range(0, len(packed), _PACKED)]
 
 
 def long_head_of(digest: str) -> bytes:
@@ -55,7 +56,7 @@ def digests_in(marks: Sequence[bytes]) -> list[str]:
     """The digests in marks of the short form."""
     packed = b"".join([mark[len(SHORT) : _HEAD] + b"\0\0" for mark in marks])
     text = b2a_base64(packed, newline=False).translate(_TO_URL).decode()
-    return ["1" + text[at : at + _TEXT - 2] for at in range(0, len(text), _TEXT)]
+    return [DIGEST_VERSION + text[at : at + _TEXT - 2] for at in range(0, len(text), _TEXT)]
 
 
 def owner_in(mark: bytes) -> str:

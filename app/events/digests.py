@@ -8,8 +8,7 @@ Only ``type`` and ``data`` are digested, or what the type's policy says instead 
 attributes differ between honest redeliveries and must not count.
 """
 
-from base64 import b64encode
-from binascii import b2a_base64
+from base64 import b64encode, urlsafe_b64encode
 from hashlib import blake2b
 from typing import Any
 
@@ -17,7 +16,6 @@ from app.events.values import canonical
 
 DIGEST_VERSION = "1"
 DIGEST_BYTES = 16
-_TO_URL = bytes.maketrans(b"+/", b"-_")
 
 
 def digest_of(type: str, content: Any) -> str:
@@ -30,4 +28,4 @@ def digest_of(type: str, content: Any) -> str:
     """
     typed = [type, b64encode(content).decode(), "base64"] if isinstance(content, bytes) else [type, content]
     hashed = blake2b(canonical(typed), digest_size=DIGEST_BYTES).digest()
-    return DIGEST_VERSION + b2a_base64(hashed, newline=False)[:-2].translate(_TO_URL).decode()
+    return DIGEST_VERSION + urlsafe_b64encode(hashed)[:-2].decode()

@@ -95,11 +95,6 @@ def _without_references(value: Any) -> Any:
     return [_without_references(part) for part in value] if isinstance(value, list) else value
 
 
-def size_of(entries: Sequence[Entry]) -> int:
-    """Bytes of the events' bodies."""
-    return sum(len(entry.body.raw) for entry in entries)
-
-
 def inbox_document(batch_id: str, entries: Sequence[Entry], *, door: str, accepted_at: datetime) -> dict[str, Any]:
     """The inbox document of a new batch."""
     return {
@@ -111,7 +106,7 @@ def inbox_document(batch_id: str, entries: Sequence[Entry], *, door: str, accept
         "forwarded_at": accepted_at,
         "forwards": 0,
         "count": len(entries),
-        "bytes": size_of(entries),
+        "bytes": sum(len(e.body.raw) for e in entries),
         "events": [{"key": e.key, "digest": e.digest, "type": e.type, "body": e.body} for e in entries],
     }
 

@@ -4,8 +4,8 @@ A batch goes at once, alone, as long as few come; small ones that come faster tr
 :mod:`broadcaster.together`).
 
 Guarantees: nothing is sent to a listener that is not alive, nor to a queue that is known to be above its high-water mark; a batch
-is noted as forwarded only after the broker took its copies (:mod:`broadcaster.bridge.notes`); whatever goes wrong, no batch stays held. Not guaranteed: that a batch is forwarded. What cannot be sent
-now is given up here, stays in the inbox, and is found by the sweeper.
+is noted as forwarded only after the broker took its copies (:mod:`broadcaster.bridge.notes`); whatever goes wrong, no batch stays held.
+Not guaranteed: that a batch is forwarded. What cannot be sent now is given up here, stays in the inbox, and is found by the sweeper.
 """
 
 import random

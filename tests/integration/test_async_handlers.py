@@ -5,12 +5,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from pymongo import MongoClient
 from pymongo.errors import DuplicateKeyError, InvalidDocument
-from redis import Redis
 
 from app.errors import StoreUnavailable
-from tests.support.pipelines import TYPE, Plant, count_effect, entry, plant_on
+from tests.support.pipelines import TYPE, Plant, count_effect, entry, patient_plant
 from tests.support.waiting import eventually
 from workers.concurrency import Tasks
 from workers.handlers import Handler
@@ -25,12 +23,7 @@ def overrides() -> dict[str, object]:
 
 @pytest.fixture
 def plant(make_settings, overrides) -> Iterator[Plant]:
-    settings = make_settings(**({"backoff_ms": 60_000, "backoff_max_ms": 60_000} | overrides))
-    with (
-        MongoClient(settings.mongo_url, tz_aware=True) as mongo,
-        Redis.from_url(settings.redis_url, decode_responses=True) as redis,
-        plant_on(settings, mongo.get_default_database(), redis) as made,
-    ):
+    with patient_plant(make_settings, overrides) as made:
         yield made
 
 

@@ -23,6 +23,7 @@ from broadcaster.bridge.watch import ROLE, Watch
 from broadcaster.pacing import BURST, PER_S
 from broadcaster.sending import Sender
 from tests.support.bridging import Place, place_of
+from tests.support.clock import Clock
 from tests.support.waiting import eventually
 
 
@@ -124,16 +125,6 @@ def test_g1_a_forwarder_that_fails_holds_nothing(place, bridging, monkeypatch):
         bridging.forwarder.forward(bridging.intake.take(100, 0))
 
     assert not any(map(bridging.intake.holds, batches))
-
-
-class Clock:
-    """Seconds; stands still until it is moved."""
-
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class TestNotes:

@@ -12,7 +12,7 @@ from app.claims.store import Held, new_claim_id
 from app.errors import ClaimsUnavailable, StoreUnavailable
 from app.stores.failures import Failures, Origin
 from app.stores.records import utc_now
-from tests.support.pipelines import TYPE, Plant, count_effect, entry, plant_on
+from tests.support.pipelines import TYPE, Plant, count_effect, entry, patient_plant
 from tests.support.waiting import eventually
 from workers.handlers import Handler, PermanentFailure, RetryLater
 from workers.pipeline import process
@@ -26,15 +26,7 @@ def overrides() -> dict[str, object]:
 
 @pytest.fixture
 def plant(make_settings, overrides) -> Iterator[Plant]:
-    from pymongo import MongoClient
-    from redis import Redis
-
-    settings = make_settings(**({"backoff_ms": 60_000, "backoff_max_ms": 60_000} | overrides))
-    with (
-        MongoClient(settings.mongo_url, tz_aware=True) as mongo,
-        Redis.from_url(settings.redis_url, decode_responses=True) as redis,
-        plant_on(settings, mongo.get_default_database(), redis) as made,
-    ):
+    with patient_plant(make_settings, overrides) as made:
         yield made
 
 

@@ -17,17 +17,10 @@ from app.stores.records import utc_now
 from broadcaster.sending import Outgoing, Sender
 from broadcaster.sweeper.sweeper import Report, Sweeper
 from tests.support.bridging import Place, entry, keys_of
+from tests.support.clock import Clock
 from tests.support.waiting import eventually
 
 GRACE_S = 2.0
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Swept:

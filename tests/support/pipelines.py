@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, TypeVar
 
+from pymongo import MongoClient
 from pymongo.database import Database
 from redis import Redis
 
@@ -236,3 +237,15 @@ def plant_on(settings: Settings, db: Database[Document], redis: Redis) -> Iterat
             yield made
         finally:
             made.close()
+
+
+@contextmanager
+def patient_plant(make_settings: Callable[..., Settings], overrides: dict[str, Any]) -> Iterator[Plant]:
+    """A plant with clients of its own, where nothing that failed comes again by itself within a test, unless ``overrides`` say so."""
+    settings = make_settings(**({"backoff_ms": 60_000, "backoff_max_ms": 60_000} | overrides))
+    with (
+        MongoClient(settings.mongo_url, tz_aware=True) as mongo,
+        Redis.from_url(settings.redis_url, decode_responses=True) as redis,
+        plant_on(settings, mongo.get_default_database(), redis) as made,
+    ):
+        yield made

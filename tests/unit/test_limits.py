@@ -13,16 +13,10 @@ from app.settings import Settings
 from broadcaster import limits
 from broadcaster.limits import RateLimits, client_of, network_of
 from broadcaster.refusals import SAY_EVERY_S, Refusals, Throttle
+from tests.support.clock import Clock
 
 OFF = Settings(redis_url="redis://x", broker_url="redis://x", mongo_url="mongodb://x/d")
 TEN = replace(OFF, client_events_per_s=10.0, client_burst=100)
-
-
-class Clock:
-    now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def send(buckets: RateLimits, client: str, events: int) -> int:
@@ -70,7 +64,7 @@ def test_never_more_than_burst_and_rate_and_one_request(requests: list[tuple[flo
     for pause_s, events in requests:
         clock.now += pause_s
         through += send(buckets, "a", events)
-        assert through <= 100 + 10 * (clock.now - Clock.now) + 60 + 1e-6
+        assert through <= 100 + 10 * (clock.now - Clock().now) + 60 + 1e-6
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch):

@@ -11,21 +11,12 @@ from broadcaster.ingress import Stored
 from broadcaster.live import sample as module
 from broadcaster.live.sample import SHOWN_AT_ONCE, SHOWN_PER_S, Sample
 from broadcaster.live.watchers import state_view
-
-
-class Clock:
-    """Seconds that pass when told."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.clock import Clock
 
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(100.0)
 
 
 @pytest.fixture

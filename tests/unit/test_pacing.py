@@ -3,16 +3,7 @@
 import pytest
 
 from broadcaster.pacing import BEHIND_PER_S, BURST, LARGE, PER_S, Pace
-
-
-class Clock:
-    """Seconds; stands still until it is moved."""
-
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.clock import Clock
 
 
 @pytest.fixture
