@@ -36,7 +36,7 @@ def slow(event: Event, context: Context) -> None:
 async def wait(event: Event, context: Context) -> None:
     """Waits ``ms`` beside others."""
     await asyncio.sleep(event.data["ms"] / 1000)
-    await context.db.effects.update_one({"_id": event.key}, {"$inc": {"n": 1}}, upsert=True)  # type: ignore[misc]
+    await context.db.effects.update_one({"_id": event.key}, {"$inc": {"n": 1}}, upsert=True)
 
 
 @handler("fault.gate")
@@ -51,7 +51,7 @@ def gate(event: Event, context: Context) -> None:
 @handler("fault.gate.async")
 async def gate_async(event: Event, context: Context) -> None:
     """The same beside others, each in a transaction of its own."""
-    await context.db.effects.update_one({"_id": event.key}, {"$inc": {"n": 1}}, upsert=True)  # type: ignore[misc]
+    await context.db.effects.update_one({"_id": event.key}, {"$inc": {"n": 1}}, upsert=True)
     is_open = _entered(context)
     while not is_open():  # noqa: ASYNC110  a file has no event
         await asyncio.sleep(0.02)
