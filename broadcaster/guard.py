@@ -9,6 +9,7 @@ make its own name mean 127.0.0.1 (DNS rebinding), and then its ``Origin`` is the
 
 import hmac
 import ipaddress
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from broadcaster.live.page import is_open
@@ -38,7 +39,7 @@ class Guard:
         """Serve one request."""
         if scope["type"] in ("http", "websocket") and not scope["path"].startswith("/health/"):
             headers = dict(scope["headers"])
-            if self._only_our_names and not self._known_otherwise(scope) and not _names_this_machine(headers):
+            if self._only_our_names and not self._known_otherwise(scope) and not _names_this_machine(headers.get(b"host")):
                 if scope["type"] == "websocket":
                     await send(_CLOSE)
                 else:
@@ -74,9 +75,9 @@ def _same_site(headers: dict[bytes, bytes]) -> bool:
     return site.encode("latin-1").lower() == headers.get(b"host", b"").lower()
 
 
-def _names_this_machine(headers: dict[bytes, bytes]) -> bool:
+@lru_cache(maxsize=16)  # producers have few names for it, and reading one was a tenth of a request
+def _names_this_machine(host: bytes | None) -> bool:
     """Whether the Host is a loopback name; one without a Host is no browser."""
-    host = headers.get(b"host")
     if host is None:
         return True
     try:

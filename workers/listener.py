@@ -40,6 +40,7 @@ from app.stores.failures import Failures
 from app.stores.ledger import Ledger
 from app.stores.meta import deployment_id
 from workers.ending import ending
+from workers.flushing import TaskEventsTogether
 from workers.handlers import load_handlers, registry
 from workers.runtime import end_current
 
@@ -145,6 +146,7 @@ def prepare(sender: str, instance: Any, conf: Any, options: Any, **_: Any) -> No
         _check_transactions(current)
     except (DedupError, ValueError) as error:
         sys.exit(f"dedup: {error}")
+    instance.app.steps["consumer"].add(TaskEventsTogether)
     anonymous = Exchange("")
     conf.task_queues = [Queue(q, exchange=anonymous, routing_key=q) for q in (queue_of(name), RECOVERY_QUEUE)]
 

@@ -1,9 +1,16 @@
 """Listeners as pytest-celery's workers: who wins, who skips, and what happens when one of them or the broker goes."""
 
+import time
+from collections import Counter
+from typing import Any
+
+import kombu
+
 from app.naming import RECOVERY_QUEUE
 from tests.celery.setup import DedupTestSetup
 from tests.support.system import events
 from tests.support.waiting import eventually
+from workers.tally import counts
 
 NAMES = {"listener-1", "listener-2", "listener-3"}
 
@@ -33,6 +40,39 @@ def test_workers_are_listeners_and_each_event_has_one_winner(celery_setup: Dedup
     assert celery_setup.ledger.count_documents({"_id": {"$in": keys}}) == 300
     for worker in celery_setup.worker_cluster:
         worker.assert_log_exists("succeeded in")
+
+
+def test_task_events_are_complete_and_share_messages(celery_setup: DedupTestSetup):
+    """What Flower hears: of each copy that it came, began and how it ended, in far fewer messages than events."""
+    messages: list[list[dict[str, Any]]] = []
+    keys: list[str] = []
+    ends = ("task-succeeded", "task-skipped")
+
+    def ours() -> list[list[dict[str, Any]]]:
+        return [told for message in messages if (told := [one for one in message if any(key in one.get("uuid", "") for key in keys)])]
+
+    def outcomes() -> Counter[str]:
+        ended = (counts(event["result"]) for message in ours() for event in message if event["type"] in ends)
+        return sum(map(Counter, ended), Counter())
+
+    def note(body: Any, _: Any) -> None:
+        messages.append(body if isinstance(body, list) else [body])
+
+    with celery_setup.app.connection_for_read() as connection:
+        receiver = celery_setup.app.events.Receiver(connection)
+        with kombu.Consumer(connection, [receiver.queue], callbacks=[note], no_ack=True, accept=["json"]):
+            connection.drain_events(timeout=20)  # a heartbeat is heard, so what comes now will be, too
+            for event in events(30):
+                keys += celery_setup.accept([event])
+            until = time.monotonic() + 30
+            while outcomes() != {"won": 30, "skipped": 30 * (len(NAMES) - 1)} and time.monotonic() < until:
+                connection.drain_events(timeout=20)
+            celery_setup.await_finished()
+
+    assert outcomes() == {"won": 30, "skipped": 60}
+    told = Counter(event["type"] for message in ours() for event in message)
+    assert told["task-received"] == told["task-started"] == sum(told[end] for end in ends), told
+    assert len(ours()) <= told.total() / 2, (len(ours()), told)
 
 
 def test_a_killed_worker_loses_nothing_and_comes_back(celery_setup: DedupTestSetup):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from broadcaster.pacing import BEHIND_PER_S, BURST, LARGE, PER_S, Pace
+from broadcaster.pacing import BEHIND_PER_S, BURST, LARGE, PER_S, SEVERAL, Pace
 from tests.support.clock import Clock
 
 
@@ -42,8 +42,31 @@ def test_whoever_waits_as_long_as_it_says_goes(clock: Clock) -> None:
 def test_the_more_events_the_less_it_waits_and_large_ones_never(clock: Clock) -> None:
     pace = Pace(clock)
     sent_now(pace, 1)
-    assert pace.wait_s([1]) > pace.wait_s([LARGE // 2]) > 0
+    assert pace.wait_s([2]) > pace.wait_s([LARGE // 2]) > 0
     assert sent_now(pace, LARGE) == sent_now(pace, 500) == 1_000
+
+
+def test_what_waits_for_company_goes_half_as_often(clock: Clock) -> None:
+    pace = Pace(clock)
+    sent_now(pace, 1)
+    sent = 0
+    for _ in range(1_000):
+        clock.now += 0.001
+        sent += pace.wait_s([2]) == 0
+    assert PER_S / SEVERAL * 0.95 <= sent <= PER_S / SEVERAL * 1.05
+
+
+def test_after_a_pause_a_stream_just_below_the_rate_goes_one_by_one_again(clock: Clock) -> None:
+    pace = Pace(clock)
+    sent_now(pace, 1)
+    waiting, alone = 0, 0
+    for _ in range(500):
+        clock.now += 1.2 / PER_S
+        waiting += 1
+        if pace.wait_s([waiting]) == 0:
+            alone = alone + 1 if waiting == 1 else 0
+            waiting = 0
+    assert alone > 100
 
 
 def test_a_steady_stream_below_the_rate_never_waits(clock: Clock) -> None:
