@@ -1,6 +1,6 @@
 """Events with ``async def`` handlers, beside each other: up to ``async_limit`` of a slice at once, as tasks on the process's event loop.
 
-They come back in groups: all that have finished since this thread looked last. So a slow handler delays nobody else's commit, and a group costs
+They come back in groups: all that have finished since this thread looked last, and what finishes soon after. So a slow handler delays nobody else's commit, and a group costs
 about what one event would: those that need no transaction are one insert into the ledger. Those whose transactional handlers used MongoDB
 are committed by then, each in a transaction that it shared with nobody.
 
@@ -8,6 +8,7 @@ Guarantees: when :func:`commit_concurrently` returns or raises, no handler that 
 """
 
 import asyncio
+import contextlib
 import queue
 import random
 import time
@@ -23,6 +24,9 @@ from workers.run import Run, Work
 from workers.sessions import Sessions
 from workers.storing import judge_taken, store, won
 from workers.transaction import Unanswered, commit_async_transaction_of
+
+GATHER_S = 0.01
+"""How long a group waits for others that still run; meanwhile the next ones have begun."""
 
 
 @dataclass(slots=True)
@@ -113,8 +117,10 @@ class Tasks:
     def __iter__(self) -> Iterator[list[Task]]:
         while self._left:
             group = self._finished.get()
-            while not self._finished.empty():
-                group += self._finished.get()
+            until = time.monotonic() + GATHER_S
+            with contextlib.suppress(queue.Empty):
+                while len(group) < self._left:
+                    group += self._finished.get(timeout=max(0.0, until - time.monotonic()))
             self._left -= len(group)
             yield group
 

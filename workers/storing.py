@@ -35,6 +35,8 @@ def store(run: Run, works: Sequence[Work]) -> None:
 
 def judge_taken(run: Run, works: Sequence[Work]) -> None:
     """After a duplicate key: read again by majority. Ours: won; same digest: skipped; other: conflict; absent: given back."""
+    if not works:
+        return
     found = run.runtime.ledger.find([work.entry.key for work in works])
     for work in works:
         committed = found.get(work.entry.key)

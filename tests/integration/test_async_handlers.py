@@ -80,6 +80,19 @@ class TestWithoutMongoDB:
         assert set(plant.claim_states().values()) == {"done by listener-1"}
         assert plant.inbox.size() == 0
 
+    def test_those_that_end_soon_after_each_other_share_an_insert(self, plant, monkeypatch):
+        monkeypatch.setattr("workers.concurrency.GATHER_S", 30.0)
+
+        async def waits(event, _context):
+            await asyncio.sleep(int(event.key) / 1000)
+
+        listener = plant.listener("listener-1", waits)
+        inserts = Inserts(listener)
+
+        assert str(process(listener, plant.accept(*(entry(str(i)) for i in range(50))))) == "won 50"
+
+        assert inserts.sizes == [50]
+
     def test_nothing_is_open_in_mongodb_while_one_waits(self, plant):
         gate = plant.gate()
 
