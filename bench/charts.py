@@ -8,6 +8,7 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 
+from cycler import cycler
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
@@ -45,7 +46,7 @@ def draw(chart: Mapping[str, Any], found: Mapping[str, Any], path: Path) -> None
     with mpl.rc_context(_STYLE):
         height_in = 0.9 + 0.36 * len(rows) * (0.6 + 0.4 * len(chart["y"])) if bars else _HEIGHT_IN
         figure, axes = plt.subplots(figsize=(_WIDTH_IN, height_in), layout="constrained")
-        axes.set_prop_cycle(color=_COLOURS)
+        axes.set_prop_cycle(cycler(linestyle=("-", "--")) * cycler(color=_COLOURS))
         (_bars if bars else _lines)(axes, chart, rows, found["columns"])
         axes.set_title(chart["title"] or found["title"], loc="left", fontsize=10, fontweight="bold")
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=110)
