@@ -1,8 +1,8 @@
 """Events with ``async def`` handlers, beside each other: up to ``async_limit`` of a slice at once, as tasks on the process's event loop.
 
-They come back in groups: all that have finished since this thread looked last, and what finishes soon after. So a slow handler delays nobody else's commit, and a group costs
-about what one event would: those that need no transaction are one insert into the ledger. Those whose transactional handlers used MongoDB
-are committed by then, each in a transaction that it shared with nobody.
+They come back in groups: all that have finished since this thread looked last, and what finishes soon after. So a slow handler delays nobody
+else's commit, and a group costs about what one event would: those that need no transaction are one insert into the ledger. Those whose
+transactional handlers used MongoDB are committed by then, each in a transaction that it shared with nobody.
 
 Guarantees: when :func:`commit_concurrently` returns or raises, no handler that it began is running.
 """

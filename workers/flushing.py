@@ -40,8 +40,8 @@ class TaskEventsTogether(bootsteps.StartStopStep):
         dispatcher.on_send_buffered = flush_later
 
     def stop(self, consumer: Any) -> None:
-        """At the end, or before a connection is made anew: nothing waits any more; what cannot leave now is Celery's to send again."""
+        """At the end, or before a connection is made anew: nothing waits any more, and what cannot leave now is Celery's to send again."""
         dispatcher = consumer.event_dispatcher
         if dispatcher is not None and dispatcher.on_send_buffered:
-            dispatcher.on_send_buffered = dispatcher.flush
-            ignore_errors(consumer.connection, dispatcher.flush)
+            dispatcher.on_send_buffered = consumer.on_send_event_buffered
+            ignore_errors(consumer, dispatcher.flush)

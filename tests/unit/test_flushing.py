@@ -10,14 +10,16 @@ from workers.flushing import DELAY_S, TaskEventsTogether
 
 
 class Worker:
-    """What the step sees of a consumer: a loop with timers, a dispatcher, a connection."""
+    """What the step sees of a consumer: a loop with timers, a dispatcher, which errors a connection may end with."""
+
+    connection_errors = (OSError,)
+    channel_errors = ()
 
     def __init__(self) -> None:
         self.timers: list[Callable[[], None]] = []
         self.flushed: list[str] = []
         self.hub: Any = SimpleNamespace(call_later=self._call_later)
         self.event_dispatcher: Any = SimpleNamespace(on_send_buffered=self.on_send_event_buffered, flush=lambda: self.flushed.append("now"))
-        self.connection = SimpleNamespace(connection_errors=(OSError,), channel_errors=())
 
     def on_send_event_buffered(self) -> None:
         self.flushed.append("at the next turn")
@@ -59,7 +61,7 @@ def test_at_the_end_what_waits_leaves_and_nothing_waits_any_more(worker, step):
     step.stop(worker)
     assert worker.flushed == ["now"]
     worker.event_dispatcher.on_send_buffered()
-    assert worker.flushed == ["now", "now"]
+    assert worker.flushed == ["now", "at the next turn"]
 
 
 def test_a_broken_connection_does_not_hinder_the_end(worker, step):
