@@ -17,10 +17,10 @@ BURST = 20
 """And so many at once after a quiet time."""
 BEHIND_PER_S = 30
 """The same while listeners do not keep up."""
-LARGE = MAX_EVENTS
-"""Events from which on a delivery costs nothing here; one of half as many costs half."""
 SEVERAL = 2.0
 """What a delivery of a few events costs, as against a single one's 1: who has to wait anyway may wait for more company."""
+LARGE = MAX_EVENTS
+"""Events from which on a delivery costs nothing here; one of half as many costs half of what a few do."""
 
 
 class Pace:

@@ -21,8 +21,7 @@ class TaskEventsTogether(bootsteps.StartStopStep):
 
     def start(self, consumer: Any) -> None:
         """At each connection to the broker: its dispatcher's events wait for more."""
-        hub, dispatcher = consumer.hub, consumer.event_dispatcher
-        if hub is None or not dispatcher.on_send_buffered:  # pools without an event loop send each event at once
+        if consumer.hub is None:  # a pool without an event loop: Celery sends each event at once
             return
         waiting = False
 
@@ -35,13 +34,13 @@ class TaskEventsTogether(bootsteps.StartStopStep):
             nonlocal waiting
             if not waiting:
                 waiting = True
-                hub.call_later(DELAY_S, flush)
+                consumer.hub.call_later(DELAY_S, flush)
 
-        dispatcher.on_send_buffered = flush_later
+        consumer.event_dispatcher.on_send_buffered = flush_later
 
     def stop(self, consumer: Any) -> None:
         """At the end, or before a connection is made anew: nothing waits any more, and what cannot leave now is Celery's to send again."""
         dispatcher = consumer.event_dispatcher
-        if dispatcher is not None and dispatcher.on_send_buffered:
+        if consumer.hub is not None and dispatcher is not None:
             dispatcher.on_send_buffered = consumer.on_send_event_buffered
             ignore_errors(consumer, dispatcher.flush)

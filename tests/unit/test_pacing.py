@@ -16,6 +16,15 @@ def sent_now(pace: Pace, events: int) -> int:
     return next((number for number in range(1_000) if pace.wait_s([events])), 1_000)
 
 
+def sent_in_a_second(pace: Pace, clock: Clock, events: int) -> int:
+    """How many deliveries of so many events are sent while the clock goes on by a second."""
+    sent = 0
+    for _ in range(1_000):
+        clock.now += 0.001
+        sent += pace.wait_s([events]) == 0
+    return sent
+
+
 def test_after_a_quiet_time_a_burst_goes_at_once(clock: Clock) -> None:
     assert sent_now(Pace(clock), 1) == BURST
     clock.now += 3_600
@@ -25,10 +34,7 @@ def test_after_a_quiet_time_a_burst_goes_at_once(clock: Clock) -> None:
 def test_then_so_many_a_second(clock: Clock) -> None:
     pace = Pace(clock)
     sent_now(pace, 1)
-    sent = 0
-    for _ in range(1_000):
-        clock.now += 0.001
-        sent += pace.wait_s([1]) == 0
+    sent = sent_in_a_second(pace, clock, 1)
     assert PER_S <= sent <= PER_S * 1.05
 
 
@@ -49,10 +55,7 @@ def test_the_more_events_the_less_it_waits_and_large_ones_never(clock: Clock) ->
 def test_what_waits_for_company_goes_half_as_often(clock: Clock) -> None:
     pace = Pace(clock)
     sent_now(pace, 1)
-    sent = 0
-    for _ in range(1_000):
-        clock.now += 0.001
-        sent += pace.wait_s([2]) == 0
+    sent = sent_in_a_second(pace, clock, 2)
     assert PER_S / SEVERAL * 0.95 <= sent <= PER_S / SEVERAL * 1.05
 
 
@@ -80,10 +83,7 @@ def test_while_listeners_do_not_keep_up_fewer_are_sent(clock: Clock) -> None:
     pace = Pace(clock)
     sent_now(pace, 1)
     pace.behind = True
-    sent = 0
-    for _ in range(1_000):
-        clock.now += 0.001
-        sent += pace.wait_s([1]) == 0
+    sent = sent_in_a_second(pace, clock, 1)
     assert BEHIND_PER_S * 0.9 <= sent <= BEHIND_PER_S * 1.1
 
 
