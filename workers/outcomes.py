@@ -8,6 +8,7 @@ import contextlib
 import threading
 import time
 from collections import Counter
+from itertools import islice
 
 from app.claims.store import Client, translated
 from app.errors import ClaimsUnavailable
@@ -39,8 +40,11 @@ class Outcomes:
         self._thread: threading.Thread | None = None
 
     def sample(self, delivery: Delivery) -> frozenset[str]:
-        """Keys whose outcome is to be noted: none while nobody watches."""
-        return frozenset(delivery.keys[:SAMPLE_EVENTS]) if self._watched(delivery.deployment) else frozenset()
+        """Keys whose outcome is to be noted, of each batch the first ones: none while nobody watches."""
+        if not self._watched(delivery.deployment):
+            return frozenset()
+        keys = iter(delivery.keys)
+        return frozenset(key for part in delivery.batches for key in [*islice(keys, part.events)][:SAMPLE_EVENTS])
 
     def tell(self, deployment: str, tally: Tally) -> None:
         """Tell of a task for which :meth:`sample` named keys. Never waits."""

@@ -8,7 +8,7 @@ import pytest
 
 from app.events.event import Event
 from app.messages import announcement, delivery, read_delivery
-from app.outcomes import WATCHED_MS, Told, channel, decoded, encoded, watched_key
+from app.outcomes import SAMPLE_EVENTS, WATCHED_MS, Told, channel, decoded, encoded, watched_key
 from app.stores.meta import deployment_id
 from app.stores.records import entry_of, inbox_document, new_batch_id, utc_now
 from tests.support.waiting import eventually
@@ -58,6 +58,16 @@ def test_nothing_is_told_while_nobody_watches(runtime):
     assert not [t for t in _threads() if t == "outcomes"]
     assert subscription.get_message(ignore_subscribe_messages=True, timeout=0.3) is None
     subscription.close()
+
+
+def test_of_batches_that_travel_together_the_first_events_of_each_are_named(runtime):
+    """A page shows the first events of each batch, and knows nothing of deliveries."""
+    runtime.redis.set(watched_key("d"), 1, px=WATCHED_MS)
+    announced = [announcement(name, [(f"{name}{n}", "1", "t") for n in range(50)], utc_now()) for name in ("a", "b")]
+
+    sampled = runtime.outcomes.sample(read_delivery(delivery(announced, deployment="d", seq=1, forwards=1)))
+
+    assert sampled == {f"{name}{n}" for name in ("a", "b") for n in range(SAMPLE_EVENTS)}
 
 
 def test_what_became_of_the_first_events_is_told_while_somebody_watches(runtime, monkeypatch):
