@@ -18,6 +18,7 @@ Guarantees: when :meth:`Inbox.write` returns, every batch is acknowledged by a m
 who have seen by majority read that all of its events are finished.
 """
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
@@ -26,7 +27,7 @@ from bson.int64 import Int64
 from pymongo import ASCENDING, UpdateOne
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
-from pymongo.errors import BulkWriteError
+from pymongo.errors import BulkWriteError, OperationFailure
 from pymongo.read_concern import ReadConcern
 
 from app.errors import CommitUnknown, PermanentError, StoreUnavailable
@@ -37,6 +38,10 @@ from app.stores.records import Batch, entry_from, utc_now
 _CANNOT_HOLD = frozenset({2, 9, 15, 22, 121, 10334, 17280, 17419, 17420})
 """Codes that mean the document: too large, nested too deeply, not BSON, refused by a validator. Any other may pass: a server that takes no
 writes (371) or whose disk is full says so for each document too."""
+
+_PAGES = {"wiredTiger": {"configString": "memory_page_max=30m"}}
+"""So large may a page of the collection grow in WiredTiger's cache before whoever reads it next has to write it out; by default 10 MB, which are two
+or three batches of large events that are about to be removed (ADR 20)."""
 
 
 class UnknownVersion(PermanentError):
@@ -51,6 +56,7 @@ class Inbox:
         self._raw = self._collection.with_options(codec_options=RAW)
         self._weak = unacknowledged_by_majority(self._collection)
         self._latest = self._collection.with_options(read_concern=ReadConcern("local"))
+        self._made = False
 
     def write(self, documents: Sequence[Document]) -> None:
         """Store batches (made by :func:`~app.stores.records.inbox_document`) at majority; safe to repeat.
@@ -60,6 +66,7 @@ class Inbox:
             PermanentError: MongoDB cannot hold one of them; others may be stored.
         """
         with translated("storing accepted events"):
+            self._make()
             try:
                 self._collection.insert_many(documents, ordered=False)
             except BulkWriteError as error:
@@ -68,6 +75,13 @@ class Inbox:
                 if details.get("writeConcernErrors"):
                     raise CommitUnknown("MongoDB did not confirm storing accepted events by a majority") from error
                 self._confirm([d["_id"] for d in documents])
+
+    def _make(self) -> None:
+        """Before the first write: make the collection, with large pages. Where it is there, or MongoDB refuses such an option, it is as it is."""
+        if not self._made:
+            with contextlib.suppress(OperationFailure):
+                self._collection.database.create_collection(self._collection.name, check_exists=False, storageEngine=_PAGES)
+            self._made = True
 
     def _confirm(self, batch_ids: list[str]) -> None:
         """After a duplicate ``_id``: a write by majority waits for the earlier one to be there by majority too.
