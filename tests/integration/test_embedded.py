@@ -80,7 +80,8 @@ def test_started_servers_take_writes_and_are_written_down_until_they_stop(start_
     with MongoClient(info.mongo_url) as mongo:
         with mongo.start_session() as session, session.start_transaction():
             mongo.get_default_database()["t"].insert_one({"_id": "b"}, session=session)
-        assert mongo.admin.command("getParameter", transactionLifetimeLimitSeconds=1)["transactionLifetimeLimitSeconds"] == 7
+        parameters = mongo.admin.command("getParameter", transactionLifetimeLimitSeconds=1, minSnapshotHistoryWindowInSeconds=1)
+        assert (parameters["transactionLifetimeLimitSeconds"], parameters["minSnapshotHistoryWindowInSeconds"]) == (7, 0)
     with Redis.from_url(info.redis_url, decode_responses=True) as redis:
         assert redis.config_get("append*")["appendfsync"] == "everysec"
         assert redis.config_get("appendonly", "maxmemory-policy") == {"appendonly": "yes", "maxmemory-policy": "noeviction"}

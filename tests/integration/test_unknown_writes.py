@@ -133,7 +133,7 @@ def test_a_failure_that_no_majority_confirms_is_left(plant):
 def test_a_batch_that_a_fail_over_took_back_is_not_taken_for_stored(plant, monkeypatch):
     """G1: its first write found no majority; what confirms it must see it, or it is written again."""
     inbox = plant.listener().inbox
-    document = inbox_document(new_batch_id(), [entry("a")], door="test", accepted_at=utc_now())
+    document = document_of("a")
     confirm = inbox._confirm
 
     def confirm_after_rollback(batch_ids: list[str]) -> None:
@@ -147,6 +147,49 @@ def test_a_batch_that_a_fail_over_took_back_is_not_taken_for_stored(plant, monke
         inbox.write([document])  # it is there when it is written, and not when it is confirmed
     inbox.write([document])
     assert plant.inbox.size() == 1
+
+
+def document_of(key: str) -> dict[str, Any]:
+    return inbox_document(new_batch_id(), [entry(key)], door="test", accepted_at=utc_now())
+
+
+def test_the_first_write_makes_the_inbox_with_large_pages(plant):
+    """ADR 20."""
+    plant.db["inbox"].drop()
+    plant.listener().inbox.write([document_of("a")])
+    (made,) = plant.db.list_collections(filter={"name": "inbox"})
+    assert made["options"]["storageEngine"]["wiredTiger"]["configString"] == "memory_page_max=30m"
+
+
+def test_an_inbox_that_is_there_is_left_as_it_is(plant):
+    plant.db["inbox"].drop()
+    plant.db.create_collection("inbox")
+    inbox = plant.listener().inbox
+    inbox.write([document_of("a")])
+    inbox.write([document_of("b")])
+    (there,) = plant.db.list_collections(filter={"name": "inbox"})
+    assert there["options"] == {}
+    assert inbox.size() == 2
+
+
+def test_a_mongodb_that_refuses_the_option_makes_the_inbox_as_it_does(plant):
+    plant.db["inbox"].drop()
+    inbox = plant.listener().inbox
+    with told_to_fail(plant, "create", {"errorCode": 72}, ALWAYS):  # InvalidOptions
+        inbox.write([document_of("a")])
+    assert inbox.size() == 1
+
+
+def test_an_inbox_that_cannot_be_made_now_is_made_by_the_next_write(plant):
+    """G1: the events are not taken for stored, and their door says so."""
+    plant.db["inbox"].drop()
+    inbox = plant.listener().inbox
+    with told_to_fail(plant, "create", CUT, ALWAYS), pytest.raises(StoreUnavailable):
+        inbox.write([document_of("a")])
+    inbox.write([document_of("b")])
+    (made,) = plant.db.list_collections(filter={"name": "inbox"})
+    assert "storageEngine" in made["options"]
+    assert inbox.size() == 1
 
 
 def test_a_final_failure_that_a_fail_over_took_back_is_not_taken_for_stored(plant, monkeypatch):
