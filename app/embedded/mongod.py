@@ -88,7 +88,7 @@ class MongodServer(ServerProcess):
             *("--wiredTigerCacheSizeGB", str(self._cache_gb), "--quiet", "--nounixsocket"),
             *("--wiredTigerEngineConfigString", _KEEP_DIRTY),
             *("--setParameter", f"transactionLifetimeLimitSeconds={self._lifetime_s}"),
-            *("--setParameter", "minSnapshotHistoryWindowInSeconds=0"),  # by default a removed batch is kept, and written out, for 5 minutes
+            *("--setParameter", "minSnapshotHistoryWindowInSeconds=0"),  # by default what is removed is kept for 5 minutes
             *("--setParameter", "diagnosticDataCollectionEnabled=false"),
             *("--setParameter", "shutdownTimeoutMillisForSignaledShutdown=0"),  # by default a set's member lingers for 15 s
         ]
