@@ -57,6 +57,23 @@ def told_to_fail(plant: Plant, command: str, how: dict[str, Any], mode: Any) -> 
         plant.db.client.admin.command("configureFailPoint", "failCommand", mode="off")
 
 
+def document_of(key: str) -> dict[str, Any]:
+    return inbox_document(new_batch_id(), [entry(key)], door="test", accepted_at=utc_now())
+
+
+def options_of_inbox(plant: Plant) -> dict[str, Any]:
+    """What its collection was made with."""
+    (there,) = plant.db.list_collections(filter={"name": "inbox"})
+    return there["options"]
+
+
+@pytest.fixture
+def without_inbox(plant) -> Plant:
+    """A plant whose inbox nobody has made yet."""
+    plant.db["inbox"].drop()
+    return plant
+
+
 @pytest.mark.parametrize("taken", [False, True], ids=["free", "one-key-taken"])
 def test_a_stored_batch_that_no_majority_confirms_is_left_and_found_later(plant, taken):
     """G1: never taken for done; G2: the second delivery finds what lasted."""
@@ -149,46 +166,34 @@ def test_a_batch_that_a_fail_over_took_back_is_not_taken_for_stored(plant, monke
     assert plant.inbox.size() == 1
 
 
-def document_of(key: str) -> dict[str, Any]:
-    return inbox_document(new_batch_id(), [entry(key)], door="test", accepted_at=utc_now())
-
-
-def test_the_first_write_makes_the_inbox_with_large_pages(plant):
+def test_the_first_write_makes_the_inbox_with_large_pages(without_inbox):
     """ADR 20."""
-    plant.db["inbox"].drop()
-    plant.listener().inbox.write([document_of("a")])
-    (made,) = plant.db.list_collections(filter={"name": "inbox"})
-    assert made["options"]["storageEngine"]["wiredTiger"]["configString"] == "memory_page_max=30m"
+    without_inbox.listener().inbox.write([document_of("a")])
+    assert options_of_inbox(without_inbox)["storageEngine"]["wiredTiger"]["configString"] == "memory_page_max=30m"
 
 
 def test_an_inbox_that_is_there_is_left_as_it_is(plant):
-    plant.db["inbox"].drop()
-    plant.db.create_collection("inbox")
     inbox = plant.listener().inbox
     inbox.write([document_of("a")])
     inbox.write([document_of("b")])
-    (there,) = plant.db.list_collections(filter={"name": "inbox"})
-    assert there["options"] == {}
+    assert options_of_inbox(plant) == {}
     assert inbox.size() == 2
 
 
-def test_a_mongodb_that_refuses_the_option_makes_the_inbox_as_it_does(plant):
-    plant.db["inbox"].drop()
-    inbox = plant.listener().inbox
-    with told_to_fail(plant, "create", {"errorCode": 72}, ALWAYS):  # InvalidOptions
+def test_a_mongodb_that_refuses_the_option_makes_the_inbox_as_it_does(without_inbox):
+    inbox = without_inbox.listener().inbox
+    with told_to_fail(without_inbox, "create", {"errorCode": 72}, ALWAYS):  # InvalidOptions
         inbox.write([document_of("a")])
     assert inbox.size() == 1
 
 
-def test_an_inbox_that_cannot_be_made_now_is_made_by_the_next_write(plant):
+def test_an_inbox_that_cannot_be_made_now_is_made_by_the_next_write(without_inbox):
     """G1: the events are not taken for stored, and their door says so."""
-    plant.db["inbox"].drop()
-    inbox = plant.listener().inbox
-    with told_to_fail(plant, "create", CUT, ALWAYS), pytest.raises(StoreUnavailable):
+    inbox = without_inbox.listener().inbox
+    with told_to_fail(without_inbox, "create", CUT, ALWAYS), pytest.raises(StoreUnavailable):
         inbox.write([document_of("a")])
     inbox.write([document_of("b")])
-    (made,) = plant.db.list_collections(filter={"name": "inbox"})
-    assert "storageEngine" in made["options"]
+    assert "storageEngine" in options_of_inbox(without_inbox)
     assert inbox.size() == 1
 
 
