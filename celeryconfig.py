@@ -18,6 +18,7 @@ broker_url = settings.broker_url
 broker_connection_retry_on_startup = True
 broker_connection_max_retries = None  # a broker that is away is waited for, however long
 broker_transport_options = {
+    "ack_emulation": settings.visibility_timeout_s > 0,  # of Redis; without it, what a listener has read is in the inbox alone
     "visibility_timeout": settings.visibility_timeout_s,
     "socket_timeout": 30.0,  # half-open connections are noticed
     "socket_keepalive": True,
@@ -30,7 +31,7 @@ accept_content = ["json"]
 task_ignore_result = not settings.result_backend  # outcomes are in MongoDB; a backend is for tests that call .get()
 result_backend = settings.result_backend or "disabled://"
 result_expires = 3600  # seconds; a day of results of every copy would fill a small Redis
-task_acks_late = True  # a listener that dies gives its deliveries back …
+task_acks_late = True  # a listener that ends gives its deliveries back …
 task_reject_on_worker_lost = True  # … and so does one whose child process dies
 task_acks_on_failure_or_timeout = True
 task_send_sent_event = False  # Flower would count each event once more for the sender

@@ -5,6 +5,7 @@ the three server URLs, the servers that ``dedup up`` or ``dedup servers`` starte
 Laws between settings are checked here and name themselves.
 """
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -70,8 +71,8 @@ class Settings:
     """A listener silent for longer gets no more copies."""
     listener_retire_s: int = 3_600
     """A listener silent for longer is retired and its queue removed."""
-    visibility_timeout_s: int = 300
-    """Redis transport: after this time an unacknowledged delivery is delivered again."""
+    visibility_timeout_s: int = 0
+    """Redis transport: after this time an unacknowledged delivery is delivered again; 0: the broker keeps none, the inbox does."""
     queue_high_water: int = 200
     """A queue with this many deliveries gets no more until it has drained to half of it."""
 
@@ -123,7 +124,12 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, left, right, why in (
-            ("lease_ms < visibility_timeout_s", self.lease_ms, self.visibility_timeout_s * 1000, "else every long task is delivered twice"),
+            (
+                "lease_ms < visibility_timeout_s",
+                self.lease_ms,
+                self.visibility_timeout_s * 1000 if self.visibility_timeout_s else math.inf,
+                "else every long task is delivered twice",
+            ),
             (
                 "max_handler_s < transaction_lifetime_s",
                 self.max_handler_s,

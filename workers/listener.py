@@ -42,6 +42,7 @@ from app.stores.meta import deployment_id
 from workers.ending import ending
 from workers.flushing import TaskEventsTogether
 from workers.handlers import load_handlers, registry
+from workers.inhand import DeliveriesInHand
 from workers.runtime import end_current
 
 log = structlog.get_logger()
@@ -146,7 +147,7 @@ def prepare(sender: str, instance: Any, conf: Any, options: Any, **_: Any) -> No
         _check_transactions(current)
     except (DedupError, ValueError) as error:
         sys.exit(f"dedup: {error}")
-    instance.app.steps["consumer"].add(TaskEventsTogether)
+    instance.app.steps["consumer"].update((DeliveriesInHand, TaskEventsTogether))
     anonymous = Exchange("")
     conf.task_queues = [Queue(q, exchange=anonymous, routing_key=q) for q in (queue_of(name), RECOVERY_QUEUE)]
 

@@ -89,6 +89,9 @@ def _handlers(findings: Findings, settings: Settings) -> bool | None:
 
 
 def _timeouts(findings: Findings, settings: Settings, longest_s: float) -> None:
+    if settings.visibility_timeout_s == 0:
+        findings.ok("celery.visibility", "none: a delivery that a listener has read comes again from the inbox alone")
+        return
     lease_s = settings.lease_ms / 1000
     needed_s = max(longest_s, lease_s) + lease_s
     seen = f"visibility timeout {settings.visibility_timeout_s} s; lease {lease_s:g} s, longest handler {longest_s:g} s"

@@ -32,7 +32,7 @@ log: Any = structlog.get_logger()
 EVENTS_PER_ROUND = 5_000
 """So many events are sent in one go; with three listeners that is a megabyte or two."""
 _IDLE_S = 0.25
-_DEPTHS_EVERY_S = 0.25
+_DEPTHS_EVERY_S = 0.5
 _BACKOFF_MAX_S = 2.0
 _KEEPING_UP = 3
 """Deliveries that may wait in the queue of a listener that keeps up; it has some more in hand."""

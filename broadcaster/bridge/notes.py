@@ -1,7 +1,7 @@
 """What was sent, and is not yet noted in the inbox.
 
 A note comes a moment after the sending: by then most batches are finished and gone, and noting costs MongoDB a look into an index instead of a
-write. Until then a batch is *held* in the intake, so that the sweeper of this process leaves it to its listeners. One whose note is lost with this
+write. Those of a quarter of a second come together. Until then a batch is *held* in the intake, so that the sweeper of this process leaves it to its listeners. One whose note is lost with this
 process looks as if it had never been sent, and is sent once more.
 """
 
@@ -30,7 +30,7 @@ class Notes:
     Args:
         inbox: where forwarding is noted.
         intake: holds the batches until they are noted.
-        after_s: time between sending and noting.
+        after_s: time between sending and noting; a quarter more for the first of those that are noted together.
         clock: seconds, never going back.
     """
 
@@ -50,6 +50,8 @@ class Notes:
     def write_due(self, *, all_: bool = False) -> None:
         """Note those whose time has come, or all of them; what MongoDB does not take now waits."""
         now = self._clock()
+        if not all_ and (not self._waiting or now < self._waiting[0][0] + self._after_s / 4):
+            return
         due: list[tuple[float, str, int]] = []
         while self._waiting and (all_ or self._waiting[0][0] <= now):
             due.append(self._waiting.popleft())

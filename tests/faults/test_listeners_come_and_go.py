@@ -107,6 +107,7 @@ def _won_by_node(system: System) -> Counter[str]:
 @pytest.mark.parametrize("pool", ["prefork", "solo"])
 def test_sigterm_finishes_the_slice_in_hand_and_gives_back_the_rest(system: System, pool: str) -> None:
     """G1, G2: a listener told to end is gone within a slice, not a delivery; the rest is done by others."""
+    system.with_settings(visibility_timeout_s=300)
     system.start_broadcaster()
     system.start_bridge()
     stopping = system.start_listener("listener-1", "-P", pool)

@@ -21,6 +21,7 @@ def test_flushall_amid_2000_events(private_system: System) -> None:
 
 def test_broker_emptied_amid_1500_events(system: System) -> None:
     """G1: every delivery and every unacknowledged one vanishes from the broker, twice, and all events are processed."""
+    system.with_settings(visibility_timeout_s=300)
     system.up(2)
     with Redis.from_url(system.settings.broker_url) as broker:
         for _ in range(2):
@@ -31,3 +32,24 @@ def test_broker_emptied_amid_1500_events(system: System) -> None:
         system.accept(events(660))
     system.await_finished()
     system.audit()
+
+
+def test_broker_dies_with_deliveries_in_hand(private_system: System) -> None:
+    """G1, G2: what a listener has read is nowhere in the broker, which dies and takes nothing back; it comes from the inbox."""
+    system = private_system
+    system.up(1)
+    system.await_fan_out("listener-1")
+    system.accept(events(60, "fault.slow", ms=100))
+    eventually(lambda: system.db.events.count_documents({"type": "fault.slow"}) > 0, 15)
+    with Redis.from_url(system.settings.broker_url) as broker:
+        assert not broker.exists("unacked", "unacked_index")
+
+    assert system.servers is not None
+    system.servers.valkey.kill()
+    log = system.listener("listener-1").log
+    eventually(lambda: "delivery.not_given_back" in log.read_text(), 20, log.read_text)
+    system.servers.valkey.start()
+
+    system.await_finished()
+    system.audit()
+    assert "EMERGENCY" not in log.read_text(), "kombu wrote no file"

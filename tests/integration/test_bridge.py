@@ -130,16 +130,21 @@ def test_g1_a_forwarder_that_fails_holds_nothing(place, bridging, monkeypatch):
 class TestNotes:
     def test_what_was_sent_is_held_until_it_is_noted_a_moment_later(self, place):
         clock, intake = Clock(), Intake(100)
-        batch = place.accept("a")
-        intake.offer([place.announced(batch)])
+        batch, soon_after, later = (place.accept(name) for name in ("a", "b", "c"))
+        intake.offer([place.announced(one) for one in (batch, soon_after, later)])
         notes = Notes(place.inbox, intake, after_s=1, clock=clock)
-        notes.add([(batch, 7)])
+        for after_s, one in ((0, batch), (0.2, soon_after), (0.1, later)):
+            clock.now += after_s
+            notes.add([(one, 7)])
 
+        clock.now += 0.9  # 1.2 s after the first
         notes.write_due()
-        assert (place.head(batch)["forwards"], intake.holds(batch)) == (0, True)
-        clock.now += 1
+        assert (place.head(batch)["forwards"], intake.holds(batch)) == (0, True), "it waits for others"
+        clock.now += 0.05
         notes.write_due()
-        assert (place.head(batch)["seq"], place.head(batch)["forwards"], intake.holds(batch)) == (7, 1, False)
+        for noted in (batch, soon_after):
+            assert (place.head(noted)["seq"], place.head(noted)["forwards"], intake.holds(noted)) == (7, 1, False)
+        assert (place.head(later)["forwards"], intake.holds(later)) == (0, True), "its own second is not over"
 
     def test_at_the_end_all_is_noted_at_once(self, place):
         batch = place.accept("a")

@@ -274,6 +274,8 @@ def test_bindings_and_time_outs():
     secret = local(host="0.0.0.0", token="x" * 32, flower_auth="u:p")
     assert (secret["binding.broadcaster"].severity, secret["binding.flower"].severity) == ("ok", "warning")
     assert local(visibility_timeout_s=15)["celery.visibility"].severity == "warning"
+    assert local(visibility_timeout_s=300)["celery.visibility"].severity == "ok"
+    assert local()["celery.visibility"].seen.startswith("none: ")
 
 
 def test_files_that_do_not_load(tmp_path, monkeypatch):

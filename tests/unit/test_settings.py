@@ -86,7 +86,8 @@ def test_a_malformed_number_is_refused_by_name(tmp_path, name, value):
 @pytest.mark.parametrize(
     ("law", "env"),
     [
-        ("lease_ms < visibility_timeout_s", {"DEDUP_LEASE_MS": "300000"}),
+        ("lease_ms < visibility_timeout_s", {"DEDUP_LEASE_MS": "300000", "DEDUP_VISIBILITY_TIMEOUT_S": "300"}),
+        ("lease_ms < visibility_timeout_s", {"DEDUP_VISIBILITY_TIMEOUT_S": "-1"}),
         ("max_handler_s < transaction_lifetime_s", {"DEDUP_MAX_HANDLER_S": "10"}),
         ("heartbeat_ms × 2 < listener_grace_s", {"DEDUP_HEARTBEAT_MS": "5000"}),
         ("listener_grace_s < listener_retire_s", {"DEDUP_LISTENER_RETIRE_S": "10"}),
