@@ -2,6 +2,9 @@
 
 Quick handlers: the whole batch. Slow ones: as many events as take about ``slice_target_ms``, by what was measured; so a
 batch of slow events is shared by all listeners. Each begins at its own place, which keeps them out of each other's way.
+
+A delivery that has waited for long is one of many, and need not be shared: concurrent events come in longer slices then, for between two slices, and
+while the last ones of a slice end, nothing else of the listener runs.
 """
 
 import math
@@ -15,6 +18,8 @@ FIRST_SLICE = 4
 """Events of a type with handlers that were never measured."""
 
 MAX_SLICE = 500
+BEHIND = 4
+"""A delivery that has waited for so many times the target, since a door took it, is cut into slices of so many times the target."""
 _SMOOTHING = 0.3
 _GOLDEN = 0.6180339887
 
@@ -32,15 +37,16 @@ class Pace:
         before = self._ms.get(type)
         self._ms[type] = ms_per_event if before is None else before + _SMOOTHING * (ms_per_event - before)
 
-    def events_per_slice(self, type: str, *, at_once: int = 1) -> int:
+    def events_per_slice(self, type: str, *, at_once: int = 1, waited_ms: float = 0.0) -> int:
         """How many events of ``type`` take about the target time.
 
-        Of concurrent ones it is as many rounds of ``at_once`` as take no less: between two slices, and while the last ones of a slice end, some of them wait.
+        Of concurrent ones it is as many rounds of ``at_once`` as take no less, and more in a delivery that has ``waited_ms``.
         """
         ms = self._ms.get(type)
         if ms is None:
             return max(FIRST_SLICE, at_once)
-        rounds = self._target_ms / max(ms, 0.001)
+        behind = at_once > 1 and waited_ms > BEHIND * self._target_ms
+        rounds = self._target_ms * (BEHIND if behind else 1) / max(ms, 0.001)
         rounds = math.ceil(rounds) if at_once > 1 else max(1, round(rounds))
         return min(MAX_SLICE, rounds * at_once)
 

@@ -11,10 +11,12 @@ again.
 """
 
 import time
+from datetime import timedelta
 
 from app.errors import TransientError
 from app.messages import Delivery
 from app.stores.progress import finished
+from app.stores.records import utc_now
 from workers.checking import check, fetch
 from workers.claiming import claim, end_open_transactions
 from workers.committing import commit
@@ -38,10 +40,11 @@ def process(runtime: Runtime, delivery: Delivery) -> Tally:
     run.tally.several_types = len(delivery.types) > 1
     if any(runtime.handlers.for_type(kind) for kind in delivery.types):
         events = rotated(events, runtime.listener)
+    waited = utc_now() - delivery.batches[0].accepted_at
     try:
         note_ended_starts(runtime)
         paused = runtime.pauses.paused()
-        for part in slices([event for event in events if event[2] not in paused], lambda event: _slice_size(runtime, event[2])):
+        for part in slices([event for event in events if event[2] not in paused], lambda event: _slice_size(runtime, event[2], waited)):
             if runtime.ending():
                 run.log.info("delivery.given_back", events=len(events))
                 break
@@ -82,11 +85,11 @@ def _process_slice(run: Run, events: list[Key3]) -> None:
             run.release(list(run.held))
 
 
-def _slice_size(runtime: Runtime, kind: str) -> int:
+def _slice_size(runtime: Runtime, kind: str, waited: timedelta) -> int:
     handlers = runtime.handlers.for_type(kind)
     if not handlers:
         return runtime.settings.max_batch_events
-    return runtime.pace.events_per_slice(kind, at_once=_at_once(runtime, kind))
+    return runtime.pace.events_per_slice(kind, at_once=_at_once(runtime, kind), waited_ms=waited.total_seconds() * 1000)
 
 
 def _at_once(runtime: Runtime, kind: str) -> int:

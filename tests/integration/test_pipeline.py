@@ -14,6 +14,7 @@ from app.stores.failures import Failures, Origin
 from app.stores.records import utc_now
 from tests.support.pipelines import TYPE, Plant, count_effect, entry, patient_plant
 from tests.support.waiting import eventually
+from workers.claiming import claim
 from workers.handlers import Handler, PermanentFailure, RetryLater
 from workers.pipeline import process
 
@@ -1454,6 +1455,25 @@ class TestSharing:
         assert sum(t.won for t in tallies) == 60
         assert max(t.won for t in tallies) <= 30
         assert plant.effects() == {f"k{i}": 1 for i in range(60)}
+
+    @pytest.mark.parametrize("overrides", [{"async_limit": 2}])
+    @pytest.mark.parametrize(("waited", "first_slice"), [(timedelta(0), 4), (timedelta(seconds=2), 16)])
+    def test_async_events_that_have_waited_are_claimed_more_at_a_time(self, plant, monkeypatch, waited, first_slice):
+        claimed: list[int] = []
+
+        def counted(run, events, *args, **named):
+            claimed.append(len(events))
+            return claim(run, events, *args, **named)
+
+        async def function(event, context): ...
+
+        monkeypatch.setattr("workers.pipeline.claim", counted)
+        listener = plant.listener("listener-1", function)
+        listener.pace.note(TYPE, 125, events=2, at_once=2)  # rounds of 125 ms: two of them, or eight for a second
+
+        tally = process(listener, plant.accept(*(entry(f"k{i}") for i in range(20)), accepted_at=utc_now() - waited))
+
+        assert (tally.won, claimed[0]) == (20, first_slice)
 
 
 # ---------------------------------------------------------------------------------------------------------------- helpers

@@ -194,7 +194,7 @@ class _Pace(Pace):
     def __init__(self) -> None:
         super().__init__(250)
 
-    def events_per_slice(self, type: str, *, at_once: int = 1) -> int:
+    def events_per_slice(self, type: str, *, at_once: int = 1, waited_ms: float = 0.0) -> int:
         return 2
 
 

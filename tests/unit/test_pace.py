@@ -40,6 +40,25 @@ def test_concurrent_events_that_are_slower_than_the_target_come_in_single_rounds
     assert pace.events_per_slice("t", at_once=64) == 64
 
 
+@pytest.mark.parametrize(("waited_ms", "expected"), [(1_000, 192), (1_001, 500), (3_600_000, 500), (-60_000, 192)])
+def test_concurrent_events_that_have_waited_come_in_longer_slices(waited_ms, expected):
+    pace = Pace(250)
+    pace.note("t", 100, events=64, at_once=64)
+    assert pace.events_per_slice("t", at_once=64, waited_ms=waited_ms) == expected
+
+
+def test_slower_concurrent_events_that_have_waited_come_in_slices_of_four_times_the_target():
+    pace = Pace(250)
+    pace.note("t", 400, events=64, at_once=64)
+    assert pace.events_per_slice("t", at_once=64, waited_ms=2_000) == 192, "no less than a second"
+
+
+def test_plain_events_share_a_transaction_however_long_they_have_waited():
+    pace = Pace(250)
+    pace.note("t", 100, events=10)
+    assert pace.events_per_slice("t", waited_ms=3_600_000) == 25
+
+
 def test_types_are_measured_apart():
     pace = Pace(250)
     pace.note("slow", 250, events=1)
