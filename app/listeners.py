@@ -88,7 +88,7 @@ def depth(channel: Any, queue: str) -> int:
 def remove_queue(channel: Any, queue: str) -> None:
     """Remove a queue, what waits in it, and what was delivered from it and never acknowledged.
 
-    On Redis the last would come back when its visibility timeout is over, into a queue that nobody consumes any more.
+    On Redis with a visibility timeout the last would come back when that is over, into a queue that nobody consumes any more.
 
     Args:
         channel: of kombu, open.

@@ -1,14 +1,15 @@
 """The deliveries that a listener has in hand, where the broker is Redis and keeps no copy of them.
 
-kombu can keep in Redis what was read and is not yet acknowledged, and give it out again after a visibility timeout: six commands more for each
-delivery, a third of what a listener's main process did for a single event (``docs/performance.md``). Nothing here needs that, since the inbox
+kombu can keep in Redis what was read and is not yet acknowledged, and give it out again after a visibility timeout: two transactions more for each
+delivery, a third of what a listener's main process did for a single event (``docs/performance.md``). Nothing here needs that, since MongoDB
 remembers every event, and the sweeper is quicker (ADR 21). It is there for those who want it: ``DEDUP_VISIBILITY_TIMEOUT_S``.
 
-Guarantees: what is in hand goes back to its queue when the listener ends in good order, or when a child of its pool dies; it is marked as delivered
-before. Not guaranteed: that anything goes back. What the broker does not take, and what a listener that is killed had in hand, comes again from the
-inbox.
+Guarantees: what the pool has not finished when the listener ends, or when a child of it dies, goes back to its queue, marked as delivered before; what
+the broker does not take is no longer in hand either. Not guaranteed: that anything goes back. The rest, and what a listener that is killed had in hand,
+comes again by the sweeper.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import structlog
@@ -16,6 +17,7 @@ from celery import bootsteps
 from celery.worker.consumer.tasks import Tasks
 from kombu.transport import virtual
 from kombu.transport.redis import Channel as RedisChannel
+from redis.exceptions import RedisError
 
 log: Any = structlog.get_logger()
 
@@ -30,23 +32,22 @@ class InHand(virtual.QoS):
     def reject(self, delivery_tag: Any, requeue: bool = False) -> None:
         """Done with one delivery; ``requeue`` puts it back."""
         if requeue:
-            _mark(self._delivered[delivery_tag])
-        super().reject(delivery_tag, requeue=requeue)
+            self._give_back([delivery_tag])
+        super().reject(delivery_tag)
 
     def restore_unacked(self) -> None:
         """Put back all of them."""
         self._flush()
-        try:
-            for message in self._delivered.values():
-                _mark(message)
-                self.channel._restore(message)  # noqa: SLF001 - as its base does
-        except self.channel.connection_errors as error:
-            log.warning("delivery.not_given_back", deliveries=len(self._delivered), error=type(error).__name__)
+        self._give_back(list(self._delivered))
         self._delivered.clear()
 
-
-def _mark(message: Any) -> None:
-    message.delivery_info["redelivered"] = True
+    def _give_back(self, tags: Iterable[Any]) -> None:
+        for message in filter(None, map(self._delivered.get, tags)):  # a connection that was lost has given back all of its own
+            message.delivery_info["redelivered"] = True
+            try:
+                self.channel._restore(message)  # noqa: SLF001 - as its base does
+            except (RedisError, OSError) as error:
+                log.warning("delivery.not_given_back", task=message.headers.get("id"), error=type(error).__name__)
 
 
 class DeliveriesInHand(bootsteps.StartStopStep):
@@ -58,6 +59,4 @@ class DeliveriesInHand(bootsteps.StartStopStep):
         """At each connection to the broker."""
         channel = consumer.task_consumer.channel
         if isinstance(channel, RedisChannel) and not channel.ack_emulation:
-            before = channel.qos
-            channel._qos = InHand(channel, before.prefetch_count)  # noqa: SLF001 - it has a class for it, which is fixed before a step can see it
-            before.restore_unacked_once()  # none: it is not to be kept for the end of the process
+            channel.qos.__class__ = InHand  # the channel has a name for its class, which is read before a step can change it

@@ -40,7 +40,9 @@ def process(runtime: Runtime, delivery: Delivery) -> Tally:
     run.tally.several_types = len(delivery.types) > 1
     if any(runtime.handlers.for_type(kind) for kind in delivery.types):
         events = rotated(events, runtime.listener)
-    waited = utc_now() - delivery.batches[0].accepted_at
+    waited = timedelta(0)
+    if all(_at_once(runtime, kind) > 1 for kind in delivery.types):  # a slice is of all types that follow its first event
+        waited = utc_now() - delivery.batches[0].accepted_at
     try:
         note_ended_starts(runtime)
         paused = runtime.pauses.paused()

@@ -90,7 +90,9 @@ def _handlers(findings: Findings, settings: Settings) -> bool | None:
 
 def _timeouts(findings: Findings, settings: Settings, longest_s: float) -> None:
     if settings.visibility_timeout_s == 0:
-        findings.ok("celery.visibility", "none: a delivery that a listener has read comes again from the inbox alone")
+        findings.ok(
+            "celery.visibility", "none: Redis keeps no delivery that a listener has read; what is not finished comes again by the sweeper"
+        )
         return
     lease_s = settings.lease_ms / 1000
     needed_s = max(longest_s, lease_s) + lease_s

@@ -104,10 +104,10 @@ def _won_by_node(system: System) -> Counter[str]:
     return Counter({node["node"]: node["won"] for node in heard(system)["listener-1"]["nodes"]})
 
 
-@pytest.mark.parametrize("pool", ["prefork", "solo"])
-def test_sigterm_finishes_the_slice_in_hand_and_gives_back_the_rest(system: System, pool: str) -> None:
+@pytest.mark.parametrize(("pool", "visibility_timeout_s"), [("prefork", 0), ("prefork", 300), ("solo", 0)])
+def test_sigterm_finishes_the_slice_in_hand_and_gives_back_the_rest(system: System, pool: str, visibility_timeout_s: int) -> None:
     """G1, G2: a listener told to end is gone within a slice, not a delivery; the rest is done by others."""
-    system.with_settings(visibility_timeout_s=300)
+    system.with_settings(visibility_timeout_s=visibility_timeout_s)
     system.start_broadcaster()
     system.start_bridge()
     stopping = system.start_listener("listener-1", "-P", pool)
@@ -120,7 +120,7 @@ def test_sigterm_finishes_the_slice_in_hand_and_gives_back_the_rest(system: Syst
     done = system.db.events.count_documents({})
     assert 0 < done < 100, "far from all: it waits for its slice, not for its delivery"
     with broker_of(system) as broker:
-        assert broker.hlen("unacked") == 0, "its delivery is acknowledged"
+        assert broker.hlen("unacked") == broker.llen(queue_of("listener-1")) == 0, "its delivery is acknowledged"
     with closing(connect(system.settings)) as claims:
         assert len(claims.keys("dedup:{*}:[^=]*")) >= done, "done marks"
         held = [key for key in claims.keys("dedup:{*}:[^=]*") if (claims.get(key) or b"").startswith(b"P|")]
@@ -156,6 +156,27 @@ def test_a_busy_listener_never_looks_dead(system: System, pool: str) -> None:
     system.audit()
     assert system.db.events.find_one()["attempt"] == 1
     assert "taken_over" not in busy.log.read_text()
+
+
+def test_connections_to_the_broker_are_cut_with_deliveries_in_hand(system: System) -> None:
+    """G1, G2: a live listener puts back what four children have in hand, and none of its events runs twice."""
+    system.start_broadcaster()
+    system.start_bridge()
+    listener = system.start_listener("listener-1", "-c", "4")
+    system.await_listeners(1)
+    for _ in range(4):
+        system.accept(events(20, "fault.slow", ms=100))
+    eventually(lambda: system.db.events.count_documents({"type": "fault.slow"}) > 0, 15)
+    with broker_of(system) as broker:
+        database = str(broker.connection_pool.connection_kwargs["db"])
+        assert broker.llen(queue_of("listener-1")) == 0, "all are in hand"
+        for client in broker.client_list():
+            if client["db"] == database:
+                broker.client_kill_filter(_id=client["id"])  # all but this one
+    system.await_finished()
+    system.audit()
+    assert "Connection to broker lost" in listener.log.read_text()
+    assert all(d["attempt"] == 1 for d in system.db.events.find())
 
 
 def test_visibility_timeout_shorter_than_a_task(system: System) -> None:

@@ -116,8 +116,36 @@ def test_a_broker_that_is_away_takes_nothing_back_and_no_file_holds_it_instead(p
         with capture_logs() as lines:
             reader.channel.qos.restore_unacked_once()
 
-    assert [(line["event"], line["deliveries"], line["error"]) for line in lines] == [("delivery.not_given_back", 2, "ConnectionError")]
+    assert [(line["event"], line["task"], line["error"]) for line in lines] == [
+        ("delivery.not_given_back", task, "ConnectionError") for task in ("a", "b")
+    ]
     assert set(tmp_path.iterdir()) == files
+
+
+def test_a_broker_that_is_full_takes_nothing_back_and_the_listener_goes_on(private_servers, private_settings):
+    with Celery(broker=private_settings.broker_url) as app, closing(Sender(app)) as sender, closing(Reader(private_settings)) as reader:
+        sender.send([outgoing("a"), outgoing("b"), outgoing("c")])
+        first, _second = reader.read(2)
+        with private_servers.valkey.client() as valkey:
+            valkey.config_set("maxmemory", 1)
+
+            with capture_logs() as lines:
+                first.requeue()
+
+            valkey.config_set("maxmemory", 0)
+        assert [(line["task"], line["error"]) for line in lines] == [("a", "OutOfMemoryError")]
+        assert reader.channel.qos.can_consume()
+        assert reader.read(3)[2].headers["id"] == "c"
+
+
+def test_what_is_rejected_after_its_connection_was_lost_has_gone_back_already(settings, sender, reader):
+    sender.send([outgoing("a")])
+    [message] = reader.read(1)
+    reader.channel.qos.restore_unacked_once()
+
+    message.requeue()
+
+    assert given_back(settings) == {"a": True}
 
 
 def test_a_broker_that_is_to_keep_copies_keeps_them(settings, sender):

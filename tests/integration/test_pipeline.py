@@ -1457,8 +1457,12 @@ class TestSharing:
         assert plant.effects() == {f"k{i}": 1 for i in range(60)}
 
     @pytest.mark.parametrize("overrides", [{"async_limit": 2}])
-    @pytest.mark.parametrize(("waited", "first_slice"), [(timedelta(0), 4), (timedelta(seconds=2), 16)])
-    def test_async_events_that_have_waited_are_claimed_more_at_a_time(self, plant, monkeypatch, waited, first_slice):
+    @pytest.mark.parametrize(
+        ("waited", "last", "first_slice"),
+        [(timedelta(0), TYPE, 4), (timedelta(seconds=2), TYPE, 16), (timedelta(seconds=2), "plain.one", 4)],
+        ids=["just accepted", "waited", "waited, with a plain one behind them"],
+    )
+    def test_async_events_that_have_waited_are_claimed_more_at_a_time(self, plant, monkeypatch, waited, last, first_slice):
         claimed: list[int] = []
 
         def counted(run, events, *args, **named):
@@ -1468,10 +1472,12 @@ class TestSharing:
         async def function(event, context): ...
 
         monkeypatch.setattr("workers.pipeline.claim", counted)
-        listener = plant.listener("listener-1", function)
+        plain = Handler(name="p", pattern="plain.one", function=count_effect)
+        listener = plant.listener("listener-1", function, plain)
         listener.pace.note(TYPE, 125, events=2, at_once=2)  # rounds of 125 ms: two of them, or eight for a second
 
-        tally = process(listener, plant.accept(*(entry(f"k{i}") for i in range(20)), accepted_at=utc_now() - waited))
+        entries = [*(entry(f"k{i}") for i in range(19)), entry("last", type=last)]
+        tally = process(listener, plant.accept(*entries, accepted_at=utc_now() - waited))
 
         assert (tally.won, claimed[0]) == (20, first_slice)
 
