@@ -11,7 +11,7 @@ mpl.use("Agg")
 from cycler import cycler
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from bench.measures import shown
 
@@ -82,7 +82,9 @@ def _lines(axes: Axes, chart: Mapping[str, Any], rows: Sequence[Row], names: Map
     for scale, set_scale in (("x", axes.set_xscale), ("y", axes.set_yscale)):
         if scale in chart["log"]:
             set_scale("log")
-    if "y" not in chart["log"]:
+    if "y" in chart["log"]:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # a range of less than a decade shows its values, too
+    else:
         axes.set_ylim(bottom=0)
     axes.xaxis.set_major_formatter(_THOUSANDS)
     axes.yaxis.set_major_formatter(_THOUSANDS)
