@@ -127,7 +127,7 @@ class Settings:
             (
                 "lease_ms < visibility_timeout_s",
                 self.lease_ms,
-                self.visibility_timeout_s * 1000 if self.visibility_timeout_s else math.inf,
+                self.delivered_again_ms,
                 "else every long task is delivered twice",
             ),
             (
@@ -170,6 +170,11 @@ class Settings:
             raise SettingsError(f"{PREFIX}MAX_BATCH_EVENTS must be at most 500, not {self.max_batch_events}")
         if not database_of(self.mongo_url):
             raise SettingsError(f"{PREFIX}MONGO_URL must name the database, as in mongodb://127.0.0.1:27017/dedup")
+
+    @property
+    def delivered_again_ms(self) -> float:
+        """When the broker delivers again what is not acknowledged: the visibility timeout; without one, never."""
+        return self.visibility_timeout_s * 1000 if self.visibility_timeout_s else math.inf
 
     @property
     def renew_ms(self) -> int:

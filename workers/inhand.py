@@ -9,7 +9,6 @@ the broker does not take is no longer in hand either. Not guaranteed: that anyth
 comes again by the sweeper.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import structlog
@@ -25,29 +24,26 @@ log: Any = structlog.get_logger()
 class InHand(virtual.QoS):
     """What one channel has delivered. kombu would write to a file what a broker that is away does not take back."""
 
-    channel: Any
     _delivered: Any
     _flush: Any
 
     def reject(self, delivery_tag: Any, requeue: bool = False) -> None:
         """Done with one delivery; ``requeue`` puts it back."""
-        if requeue:
-            self._give_back([delivery_tag])
+        message = self._delivered.get(delivery_tag)  # none where its connection was lost: all of that were put back
+        if requeue and message is not None:
+            message.delivery_info["redelivered"] = True
+            try:
+                super().reject(delivery_tag, requeue=True)
+            except (RedisError, OSError) as error:
+                log.warning("delivery.not_given_back", task=message.headers.get("id"), error=type(error).__name__)
         super().reject(delivery_tag)
 
     def restore_unacked(self) -> None:
         """Put back all of them."""
         self._flush()
-        self._give_back(list(self._delivered))
-        self._delivered.clear()
-
-    def _give_back(self, tags: Iterable[Any]) -> None:
-        for message in filter(None, map(self._delivered.get, tags)):  # a connection that was lost has given back all of its own
-            message.delivery_info["redelivered"] = True
-            try:
-                self.channel._restore(message)  # noqa: SLF001 - as its base does
-            except (RedisError, OSError) as error:
-                log.warning("delivery.not_given_back", task=message.headers.get("id"), error=type(error).__name__)
+        for delivery_tag in list(self._delivered):
+            self.reject(delivery_tag, requeue=True)
+        self._flush()
 
 
 class DeliveriesInHand(bootsteps.StartStopStep):

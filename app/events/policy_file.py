@@ -129,8 +129,8 @@ def _policy(place: str, pattern: str, values: Mapping[str, Any], given: Mapping[
         ),
         (
             "lease_ms",
-            settings.visibility_timeout_s == 0 or policy.lease_ms < settings.visibility_timeout_s * 1000,
-            f"must be less than {settings.visibility_timeout_s * 1000}, the visibility timeout: else every long task is delivered twice",
+            policy.lease_ms < settings.delivered_again_ms,
+            f"must be less than {settings.delivered_again_ms}, the visibility timeout: else every long task is delivered twice",
         ),
         (
             "max_handler_s",

@@ -1,8 +1,8 @@
 """What was sent, and is not yet noted in the inbox.
 
 A note comes a moment after the sending: by then most batches are finished and gone, and noting costs MongoDB a look into an index instead of a
-write. Those of a quarter of a second come together. Until then a batch is *held* in the intake, so that the sweeper of this process leaves it to its listeners. One whose note is lost with this
-process looks as if it had never been sent, and is sent once more.
+write. Those of a quarter of a second come together. Until then a batch is *held* in the intake, so that the sweeper of this process leaves it to its
+listeners. One whose note is lost with this process looks as if it had never been sent, and is sent once more.
 """
 
 import time
