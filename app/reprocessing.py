@@ -30,14 +30,12 @@ import pymongo
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
 from pymongo.errors import OperationFailure
-from pymongo.read_concern import ReadConcern
-from pymongo.write_concern import WriteConcern
 
 from app.errors import PermanentError
 from app.naming import MESSAGE_VERSION
 from app.stores.failures import failure_id
 from app.stores.ledger import OF_ONE_RUN
-from app.stores.mongo import RAW, Document, server_now, translated
+from app.stores.mongo import RAW, TRANSACTION, Document, in_transaction, server_now, translated
 
 MAX_REASON = 500
 """Characters of a reason."""
@@ -80,7 +78,7 @@ def reprocess(db: Database[Document], key: str, *, by: str, reason: str) -> Form
         StoreUnavailable, CommitUnknown: MongoDB is away. Repeated, the command says whether it was done; but where the event has been processed
             again by then, it is a decision of its own: the event's story tells.
     """
-    inside = db.with_options(read_concern=ReadConcern(), write_concern=WriteConcern())
+    inside = in_transaction(db)
 
     def reopen(session: ClientSession) -> Former:
         found = inside["events"].with_options(codec_options=RAW).find_one({"_id": key}, session=session)
@@ -91,7 +89,7 @@ def reprocess(db: Database[Document], key: str, *, by: str, reason: str) -> Form
     with translated("reopening an event"), pymongo.timeout(_LONGEST_S), db.client.start_session() as session:
         at = server_now(db)
         try:
-            return session.with_transaction(reopen, read_concern=ReadConcern("snapshot"), write_concern=WriteConcern("majority"))
+            return session.with_transaction(reopen, **TRANSACTION)
         except OperationFailure as error:
             if error.code == _NO_TRANSACTIONS:
                 raise ReprocessingRefused(

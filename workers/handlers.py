@@ -11,7 +11,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -67,17 +67,24 @@ class Context:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Handler:
-    """A declared handler."""
+    """A declared handler.
+
+    Attributes:
+        name: unique in a listener.
+        pattern: an event type, or one with ``*`` in it.
+        function: the user's.
+        at_least_once: it runs before the commit, outside the transaction.
+        is_async: it is an ``async def``.
+    """
 
     name: str
     pattern: str
     function: Function
     at_least_once: bool = False
+    is_async: bool = field(init=False)
 
-    @property
-    def is_async(self) -> bool:
-        """Whether it is an ``async def``."""
-        return inspect.iscoroutinefunction(self.function)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "is_async", inspect.iscoroutinefunction(self.function))  # asked several times for each event
 
     def matches(self, type: str) -> bool:
         """Whether it takes events of ``type``: equal, or fitting a pattern whose ``*`` stands for any text."""

@@ -3,20 +3,16 @@
 import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
-from pymongo.read_concern import ReadConcern
-from pymongo.write_concern import WriteConcern
 
 from app.outbox import without_limits
 from app.stores.records import event_of
 from workers.handlers import Context, Handler, ResultRefused, checked_result
 from workers.run import Run, Work
-
-AnyDatabase = TypeVar("AnyDatabase", Database[Any], AsyncDatabase[Any])
 
 
 class HandlerRaised(Exception):
@@ -56,7 +52,7 @@ async def run_async_at_least_once(run: Run, work: Work) -> None:
 def run_transactional(run: Run, work: Work, db: Database[Any]) -> None:
     """Run the transactional handlers, and note what the ledger is to keep of the results of all handlers of the event.
 
-    The caller has a transaction open and its session bound; ``db`` is what :func:`in_transaction` gives.
+    The caller has a transaction open and its session bound; ``db`` is what :func:`app.stores.mongo.in_transaction` gives.
 
     Raises:
         HandlerRaised: one of them failed.
@@ -68,11 +64,6 @@ def run_transactional(run: Run, work: Work, db: Database[Any]) -> None:
 async def run_async_transactional(run: Run, work: Work, db: AsyncDatabase[Any]) -> None:
     """The same for ``async def`` handlers."""
     work.result = _checked([*work.results, *await _call_async(run, work, work.transactional, db, inside=True)])
-
-
-def in_transaction(db: AnyDatabase) -> AnyDatabase:
-    """The database without concerns of its own: inside a transaction the session has them, and MongoDB refuses others."""
-    return db.with_options(read_concern=ReadConcern(), write_concern=WriteConcern())
 
 
 def _checked(results: list[Any]) -> Any:

@@ -68,11 +68,6 @@ class Work(msgspec.Struct):
         return [h for h in self.handlers if not h.at_least_once]
 
     @property
-    def is_async(self) -> bool:
-        """Whether its transaction runs on the event loop: its transactional handlers are ``async def``."""
-        return any(h.is_async for h in self.transactional)
-
-    @property
     def waits(self) -> bool:
         """Whether any of its handlers is ``async def``, so that it runs beside others of its slice."""
         return any(h.is_async for h in self.handlers)

@@ -59,6 +59,7 @@ class Runtime:
     unended: list[tuple[str, str, int]] = field(default_factory=list)
     loop: LoopThread = field(default_factory=LoopThread)
     _async_db: AsyncDatabase[Document] | None = None
+    _async_db_inside: AsyncDatabase[Document] | None = None
     alone: threading.Lock = field(default_factory=threading.Lock)
     _claims: dict[str, ClaimStore] = field(default_factory=dict)
 
@@ -112,6 +113,12 @@ class Runtime:
         if self._async_db is None:
             self._async_db = mongo.connect_async(self.settings, role=self.listener)
         return self._async_db
+
+    def async_db_in_transaction(self) -> AsyncDatabase[Document]:
+        """The same for handlers inside a transaction; made once, for it is handed out for every event."""
+        if self._async_db_inside is None:
+            self._async_db_inside = mongo.in_transaction(self.async_db())
+        return self._async_db_inside
 
     def close(self) -> None:
         """Close the clients."""

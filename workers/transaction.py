@@ -15,15 +15,13 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.client_session import ClientSession
 from pymongo.errors import PyMongoError
 from pymongo.operations import UpdateOne
-from pymongo.read_concern import ReadConcern
-from pymongo.write_concern import WriteConcern
 
 from app.naming import MESSAGE_VERSION
 from app.stores.failures import Failure
 from app.stores.ledger import expiry, recommitment
-from app.stores.mongo import Document
+from app.stores.mongo import TRANSACTION, Document, in_transaction
 from app.stores.records import utc_now
-from workers.handling import in_transaction, run_async_transactional, run_transactional
+from workers.handling import run_async_transactional, run_transactional
 from workers.run import Run, Work
 
 COMMIT_RETRY_S = 5.0
@@ -113,7 +111,7 @@ def commit_transaction_of(run: Run, works: Sequence[Work], session: ClientSessio
     collection, db = run.runtime.ledger.collection, in_transaction(run.runtime.db)
     for work in works:
         work.began, work.result = False, None
-    session.start_transaction(read_concern=ReadConcern("snapshot"), write_concern=WriteConcern("majority"))
+    session.start_transaction(**TRANSACTION)
     try:
         _write_ledger(run, works, session)
         with session.bind(end_session=False):
@@ -143,14 +141,14 @@ async def commit_async_transaction_of(run: Run, work: Work, session: AsyncClient
     """
     lazy = session.operation_time is None  # no command was ever sent in it: this is the first try
     work.began, work.result = False, None
-    await session.start_transaction(read_concern=ReadConcern("snapshot"), write_concern=WriteConcern("majority"))
+    await session.start_transaction(**TRANSACTION)
     try:
         if not lazy:
             await _write_ledger_async(run, work, session)
         _must_be_held(run, work)
         work.began = True
         async with session.bind(end_session=False):
-            await run_async_transactional(run, work, in_transaction(run.runtime.async_db()))
+            await run_async_transactional(run, work, run.runtime.async_db_in_transaction())
         if lazy and await _has_sent_nothing(session):
             return False
         if lazy:

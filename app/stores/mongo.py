@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from bson.binary import Binary
 from bson.codec_options import CodecOptions
@@ -37,6 +37,7 @@ from app.errors import CommitUnknown, StoreUnavailable
 from app.settings import Settings, database_of
 
 Document = dict[str, Any]
+AnyDatabase = TypeVar("AnyDatabase", Database[Any], AsyncDatabase[Any])
 
 RAW: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocument, tz_aware=True)
 """Decode one level, leave what lies below as BSON bytes."""
@@ -70,6 +71,15 @@ _AT_MAJORITY: dict[str, Any] = {
     "read_preference": ReadPreference.PRIMARY,
     "write_concern": WriteConcern("majority"),
 }
+
+
+TRANSACTION: dict[str, Any] = {"read_concern": ReadConcern("snapshot"), "write_concern": WriteConcern("majority")}
+"""How transactions are started."""
+
+
+def in_transaction(db: AnyDatabase) -> AnyDatabase:
+    """The database without concerns of its own: inside a transaction the session has them, and MongoDB refuses others."""
+    return db.with_options(read_concern=ReadConcern(), write_concern=WriteConcern())
 
 
 def _options(settings: Settings, role: str) -> dict[str, Any]:
