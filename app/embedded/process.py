@@ -203,12 +203,6 @@ class ManagedProcess:
             os.killpg(self.pid, signum)
 
 
-def stop_in_order(processes: Sequence[ManagedProcess], *, deadline_s: float = 10.0) -> None:
-    """Stop processes one after the other; give those that use the others first."""
-    for process in processes:
-        process.terminate(deadline_s=deadline_s)
-
-
 def in_words(code: int) -> str:
     """How a process ended, from its exit code: ``with exit code 1``, ``by SIGKILL``."""
     if code >= 0:

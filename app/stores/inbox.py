@@ -144,14 +144,6 @@ class Inbox:
         with translated("removing finished batches"):
             self._weak.delete_many({"_id": {"$in": list(batch_ids)}})
 
-    def remove_events(self, batch_id: str, pairs: Sequence[tuple[str, str]]) -> None:
-        """Take finished ``(key, digest)`` pairs out of a batch that has unfinished ones left."""
-        with translated("shrinking a batch"):
-            self._collection.update_one(
-                {"_id": batch_id},
-                {"$pull": {"events": {"$or": [{"key": k, "digest": d} for k, d in pairs]}}},
-            )
-
     def size(self) -> int:
         """Number of batches, by the collection's metadata."""
         with translated("counting the inbox"):

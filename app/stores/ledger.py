@@ -195,12 +195,6 @@ class Ledger:
         with translated("counting the ledger"):
             return self.collection.count_documents({}, hint="_id_")
 
-    def count_by_listener(self) -> dict[str, int]:
-        """Number of documents by the listener that committed them; scans the collection."""
-        with translated("counting the ledger"):
-            rows = self.collection.aggregate([{"$group": {"_id": "$listener", "n": {"$sum": 1}}}])
-            return {str(r["_id"]): int(r["n"]) for r in rows}
-
 
 def recommitment(document: Document, generation: int) -> tuple[Document, Document]:
     """Query and update that commit a document where its key is reopened in this generation.

@@ -87,19 +87,6 @@ def flood(connection: socket.socket | websocket.WebSocket, data: bytes | str, se
             return
 
 
-def closed_by_peer(connection: socket.socket, timeout_s: float = 10) -> bool:
-    """Whether the other side ends the connection."""
-    connection.settimeout(timeout_s)
-    try:
-        while connection.recv(65_536):
-            pass
-    except TimeoutError:
-        return False
-    except OSError:
-        pass
-    return True
-
-
 # ----------------------------------------------------------------------------------------------------------------- HTTP
 
 
