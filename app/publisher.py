@@ -21,6 +21,7 @@ import httpx
 import msgspec
 
 from app.errors import PermanentError, TransientError
+from app.settings import MAX_BATCH_EVENTS
 
 _AGAIN = frozenset({408, 425, 429})
 _SERVER_S_FAULT = 500
@@ -28,9 +29,8 @@ _SERVER_S_FAULT = 500
 _PAUSE_S = (0.2, 5.0)
 """First and longest pause before a repetition, where the broadcaster names none."""
 _TIMEOUT_S = 30.0
-MAX_EVENTS = 500
 MAX_BODY_BYTES = 4 * 1024 * 1024
-"""``send_all`` makes requests up to these sizes; the broadcaster may be set to take smaller ones."""
+"""``send_all`` makes requests up to this size, and of ``MAX_BATCH_EVENTS``; the broadcaster may be set to take smaller ones."""
 _COMPRESS_BYTES = 1024
 _TOO_LARGE = 413
 _NO_EVENT_S_FAULT = frozenset({401, 403, 404, 405, 415})
@@ -202,7 +202,7 @@ def _requests(events: Iterable[Event]) -> Iterator[list[bytes]]:
     texts: list[bytes] = []
     size = 0
     for text in map(_text, events):
-        if texts and (len(texts) == MAX_EVENTS or size + len(text) > MAX_BODY_BYTES):
+        if texts and (len(texts) == MAX_BATCH_EVENTS or size + len(text) > MAX_BODY_BYTES):
             yield texts
             texts, size = [], 0
         texts.append(text)

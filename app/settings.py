@@ -21,6 +21,51 @@ from app.errors import SettingsError
 PREFIX = "DEDUP_"
 SERVER_URLS = ("redis_url", "broker_url", "mongo_url")
 
+MAX_SECONDS = 100 * 366 * 86_400
+"""A hundred years: the longest duration, so that no sum of it with a date overflows."""
+MAX_MS = MAX_SECONDS * 1000
+MAX_BATCH_EVENTS = 500
+"""The claims of a batch go in one call."""
+_MAX_COUNT = 2**53
+_PORTS = (0, 65_535)
+
+LIMITS: dict[str, tuple[float, float]] = {
+    "port": _PORTS,
+    "flower_port": _PORTS,
+    "concurrency": (1, 1_000),
+    "async_limit": (1, 100_000),
+    "slice_target_ms": (1, MAX_MS),
+    "lease_ms": (3, MAX_MS),  # a third of it is whole milliseconds
+    "grace_ms": (1, MAX_MS),
+    "sweep_ms": (1, MAX_MS),
+    "done_ttl_s": (0, MAX_SECONDS),
+    "done_memory_fraction": (0, 1),
+    "heartbeat_ms": (1, MAX_MS),
+    "listener_grace_s": (1, MAX_SECONDS),
+    "listener_retire_s": (1, MAX_SECONDS),
+    "visibility_timeout_s": (0, MAX_SECONDS),
+    "queue_high_water": (1, _MAX_COUNT),
+    "max_handler_s": (0.001, MAX_SECONDS),
+    "transaction_lifetime_s": (0.001, MAX_SECONDS),
+    "max_attempts": (1, 1_000),
+    "backoff_ms": (0, MAX_MS),
+    "backoff_max_ms": (0, MAX_MS),
+    "retention_s": (0, MAX_SECONDS),
+    "max_event_bytes": (1, _MAX_COUNT),
+    "max_request_bytes": (1, _MAX_COUNT),
+    "max_batch_events": (1, MAX_BATCH_EVENTS),
+    "inbox_max_batches": (1, _MAX_COUNT),
+    "inbox_max_bytes": (1, _MAX_COUNT),
+    "inbox_max_age_s": (1, MAX_SECONDS),
+    "failures_max": (1, _MAX_COUNT),
+    "failures_max_bytes": (1, _MAX_COUNT),
+    "client_events_per_s": (0, 1_000_000_000),
+    "client_burst": (1, _MAX_COUNT),
+    "mongo_timeout_ms": (1, MAX_MS),
+    "redis_timeout_ms": (1, MAX_MS),
+}
+"""Least and greatest value of each number."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
@@ -93,7 +138,7 @@ class Settings:
     """Largest event at a door, in bytes of JSON."""
     max_request_bytes: int = 8 * 1024 * 1024
     """Largest request body."""
-    max_batch_events: int = 500
+    max_batch_events: int = MAX_BATCH_EVENTS
     """Most events of one request and of one inbox document."""
     inbox_max_batches: int = 100_000
     """Inbox limit: beyond it producers get 503 with Retry-After."""
@@ -123,6 +168,11 @@ class Settings:
     """``user:password`` of Flower; required outside loopback."""
 
     def __post_init__(self) -> None:
+        for name, (low, high) in LIMITS.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                limit = f"at most {high:,}" if value > high else f"at least {low:g}"
+                raise SettingsError(f"{PREFIX}{name.upper()} must be {limit}, not {value}")
         for name, left, right, why in (
             (
                 "lease_ms < visibility_timeout_s",
@@ -146,28 +196,6 @@ class Settings:
         ):
             if not left < right:
                 raise SettingsError(f"settings break the law {name} ({left:g} against {right:g}): {why}")
-        for name in (
-            "lease_ms",
-            "grace_ms",
-            "sweep_ms",
-            "heartbeat_ms",
-            "max_attempts",
-            "max_batch_events",
-            "concurrency",
-            "async_limit",
-            "queue_high_water",
-            "inbox_max_batches",
-            "inbox_max_bytes",
-            "failures_max",
-            "failures_max_bytes",
-            "client_burst",
-        ):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{PREFIX}{name.upper()} must be at least 1, not {getattr(self, name)}")
-        if not 0 <= self.client_events_per_s < float("inf"):
-            raise SettingsError(f"{PREFIX}CLIENT_EVENTS_PER_S must be 0 (off) or more, not {self.client_events_per_s}")
-        if self.max_batch_events > 500:
-            raise SettingsError(f"{PREFIX}MAX_BATCH_EVENTS must be at most 500, not {self.max_batch_events}")
         if not database_of(self.mongo_url):
             raise SettingsError(f"{PREFIX}MONGO_URL must name the database, as in mongodb://127.0.0.1:27017/dedup")
 

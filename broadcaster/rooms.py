@@ -16,12 +16,11 @@ reconnects. A connection begins anew, so subscribe in the client's ``connect`` h
 however many of its patterns match; what clients subscribe to is bounded. Not guaranteed: delivery; see :mod:`broadcaster.emitter`.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 from app.errors import InvalidEvent
 from app.events.attributes import check_text
-from app.events.policies import matcher_of
+from app.events.patterns import matches
 from broadcaster.sockets import SocketServer
 
 NAMESPACE = "/"
@@ -39,7 +38,7 @@ class Rooms:
 
     def __init__(self, server: SocketServer) -> None:
         self._server = server
-        self._patterns: dict[str, Callable[[str], object]] = {}
+        self._patterns: set[str] = set()
         server.on("subscribe", self._subscribe, namespace=NAMESPACE)
         server.on("unsubscribe", self._unsubscribe, namespace=NAMESPACE)
 
@@ -59,10 +58,10 @@ class Rooms:
         """Engine ids of the clients that hear events of a type."""
         rooms = self._server.manager.rooms.get(NAMESPACE, {})
         hearing = [_EVERYTHING, _PREFIX + kind]
-        for pattern, matches in list(self._patterns.items()):
+        for pattern in list(self._patterns):
             if _PREFIX + pattern not in rooms:
-                del self._patterns[pattern]  # its last client has gone
-            elif matches(kind):
+                self._patterns.discard(pattern)  # its last client has gone
+            elif matches(pattern, kind):
                 hearing.append(_PREFIX + pattern)
         return self._server.members(NAMESPACE, hearing)
 
@@ -96,7 +95,7 @@ class Rooms:
         fresh = {kind for kind in types if "*" in kind and kind not in self._patterns}
         if len(self._patterns) + len(fresh) > MAX_PATTERNS:
             raise InvalidEvent(f"all clients together may name {MAX_PATTERNS} patterns; name types instead", field="types")
-        self._patterns |= {pattern: matcher_of(pattern) for pattern in fresh}
+        self._patterns |= fresh
         for kind in types:
             self._enter(sid, _PREFIX + kind)
 

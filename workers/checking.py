@@ -4,7 +4,7 @@ The order of the reads is the order in which an event moves: inbox, failures, le
 two was unfinished when it was seen in the first.
 """
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from app.claims.store import Answer
 from app.stores.failures import Failure, ahead_of
@@ -50,6 +50,8 @@ def check(run: Run, won: list[tuple[Entry, Answer]]) -> list[Work]:
     stale: list[Entry] = []
     unreadable: list[str] = []
     conflicts: list[tuple[Entry, str]] = []
+    back: list[str] = []
+    now = run.runtime.failures.now() if any(f.due_at is not None for found in failures.values() for f in found) else None
     for entry, answer in won:
         committed = ledger.get(entry.key)
         found = failures.get(entry.key, [])
@@ -66,26 +68,30 @@ def check(run: Run, won: list[tuple[Entry, Answer]]) -> list[Work]:
             unreadable.append(entry.key)
         elif committed is None and (other := ahead_of(found, entry.digest)) is not None:  # what is reopened holds its key already
             conflicts.append((entry, other.digest))
-        elif own is not None and own.state != "retrying":
+        elif own is not None and (why := _why_not_now(own, now)):
             run.confirm([(entry.key, entry.digest)])
-            run.tally.skip("in failures:", own.state, entry.key)
-            run.release([entry.key])
-        elif own is not None and own.due_at is not None and own.due_at > run.runtime.failures.now():
-            run.confirm([(entry.key, entry.digest)])
-            run.tally.skip("in failures:", "not due", entry.key)
-            run.release([entry.key])
+            run.tally.skip("in failures:", why, entry.key)
+            back.append(entry.key)
         elif committed is None and _is_stale(run, entry):
             stale.append(entry)
         elif (token := _token(run, answer, own)) is None:
-            run.release([entry.key])
+            back.append(entry.key)
         else:
             works.append(_work(run, entry, answer, token, own, generation=committed.generation if committed is not None else 0))
     run.confirm((entry.key, entry.digest) for entry in done)
     run.complete(entry.key for entry in done)
+    run.release(back)
     quarantine(run, conflicts)
     store_stale(run, stale)
     refuse(run, unreadable)
     return works
+
+
+def _why_not_now(failure: Failure, now: datetime | None) -> str:
+    """Why a failed event is not to be handled now; empty: it is."""
+    if failure.state != "retrying":
+        return failure.state
+    return "not due" if now is not None and failure.due_at is not None and failure.due_at > now else ""
 
 
 def _token(run: Run, answer: Answer, failure: Failure | None) -> int | None:

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Sequence
 
 from app.errors import TransientError
+from app.events.policy import Policy
 from app.naming import MESSAGE_VERSION
 from app.stores.failures import Problem, ahead_of
 from app.stores.mongo import end_transactions
@@ -34,7 +35,7 @@ def record_failure(run: Run, work: Work, error: BaseException) -> None:
     attempts = work.attempts + 1
     problem = Problem(f"{type(error).__name__}: {error}"[:500], _described(error))
     dead = isinstance(error, PermanentFailure) or attempts >= policy.max_attempts
-    delay_ms = None if dead else backoff_ms(attempts, policy.backoff_ms, policy.backoff_max_ms)
+    delay_ms = None if dead else backoff_ms(policy, attempts)
     _record(run, work, problem, delay_ms=delay_ms, told=type(error).__name__)
 
 
@@ -171,13 +172,12 @@ def start_was_interrupted(run: Run, work: Work) -> None:
         run.log.warning("event.start_not_ended", key=work.entry.key, token=work.token, error=str(error))
 
 
-def backoff_ms(attempts: int, base_ms: int, max_ms: int) -> int:
-    """Pause before the next attempt: doubling from ``base_ms`` up to ``max_ms``, times 0.5 to 1.
+def backoff_ms(policy: Policy, attempts: int) -> int:
+    """Pause before the next attempt: the policy's longest, times 0.5 to 1.
 
     Source: "equal jitter", Marc Brooker, Exponential Backoff And Jitter, AWS Architecture Blog, 2015.
     """
-    full = min(max_ms, base_ms * 2 ** min(attempts - 1, 40))
-    return int(full * random.uniform(0.5, 1.0))
+    return int(policy.longest_pause_ms(attempts) * random.uniform(0.5, 1.0))
 
 
 def _described(error: BaseException) -> dict[str, str]:

@@ -10,7 +10,7 @@ import importlib
 import inspect
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +20,7 @@ from pymongo.database import Database
 
 from app.errors import DedupError, HandlerSetupError, PermanentError
 from app.events.event import Event
+from app.events.patterns import matches, overlap
 from app.events.values import find_fault
 from app.stores.mongo import Document
 
@@ -109,12 +110,7 @@ class Registry:
         self._handlers[new.name] = new
         self.for_type.cache_clear()  # type: ignore[attr-defined]
 
-    def clear(self) -> None:
-        """Forget all of them."""
-        self._handlers.clear()
-        self.for_type.cache_clear()  # type: ignore[attr-defined]
-
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Handler]:
         return iter(self._handlers.values())
 
     def _for_type(self, type: str) -> tuple[Handler, ...]:
@@ -203,30 +199,3 @@ def checked_result(results: Sequence[Any]) -> Any:
     if (fault := find_fault(kept_value)) is not None:
         raise ResultRefused(f"MongoDB cannot hold the handler's result: result{fault.path} {fault.reason}")
     return kept_value
-
-
-def matches(pattern: str, type: str) -> bool:
-    """Whether ``type`` fits ``pattern``, in which only ``*`` is special."""
-    if "*" not in pattern:
-        return pattern == type
-    head, *middle, tail = pattern.split("*")
-    if len(type) < len(head) + len(tail) or not type.startswith(head) or not type.endswith(tail):
-        return False
-    at, end = len(head), len(type) - len(tail)
-    for piece in middle:
-        found = type.find(piece, at, end)
-        if found < 0:
-            return False
-        at = found + len(piece)
-    return True
-
-
-def overlap(one: str, other: str) -> bool:
-    """Whether some type fits both patterns."""
-    if not one or not other:
-        return set(one + other) <= {"*"}
-    if one[0] == "*":
-        return overlap(one[1:], other) or overlap(one, other[1:])
-    if other[0] == "*":
-        return overlap(other, one)
-    return one[0] == other[0] and overlap(one[1:], other[1:])

@@ -9,12 +9,12 @@ from typing import Any
 from app.errors import DedupError
 from app.publisher import Publisher
 from app.samples import flights
+from app.settings import MAX_BATCH_EVENTS
 
 SINGLES = 50
 """Events that come one by one."""
 SINGLES_S = 6.0
 """Time that they take together."""
-BATCH = 500
 
 
 class Feed(threading.Thread):
@@ -44,7 +44,7 @@ class Feed(threading.Thread):
                 rows = flights(self._events)
                 self._send_singly(publisher, min(SINGLES, self._events), rows)
                 self.bulk_from, self.bulk_at = len(self.keys), time.monotonic()
-                while (batch := list(islice(rows, BATCH))) and not self._stopping.is_set():
+                while (batch := list(islice(rows, MAX_BATCH_EVENTS))) and not self._stopping.is_set():
                     self.keys.update(dict.fromkeys(publisher.send(batch)))
         except DedupError as error:
             self.error = error

@@ -14,7 +14,7 @@ import typer
 from app.cli.edge import console, environment, put, put_json, say
 from app.errors import PermanentError
 from app.feeds import BadLine, Row, csv_rows, json_lines, refuse
-from app.settings import PREFIX
+from app.settings import MAX_BATCH_EVENTS, PREFIX
 
 if TYPE_CHECKING:
     from app.publisher import Publisher
@@ -43,7 +43,7 @@ def publish(
     time_column: Annotated[str | None, typer.Option("--time", help="CSV: the column that holds their time.")] = None,
     text: Annotated[bool, typer.Option("--text", help="CSV: leave all values strings; else numbers become numbers, '' null.")] = False,
     url: Annotated[str | None, typer.Option(help="The broadcaster's [default: the one started here, or DEDUP_BROADCASTER_URL].")] = None,
-    batch: Annotated[int, typer.Option(min=1, max=500, help="Events per request.")] = 500,
+    batch: Annotated[int, typer.Option(min=1, max=MAX_BATCH_EVENTS, help="Events per request.")] = MAX_BATCH_EVENTS,
     patience: Annotated[float, typer.Option(min=0, help="Seconds to repeat a request that the broadcaster does not take.")] = 60.0,
     keep_going: Annotated[bool, typer.Option("--keep-going", help="Report bad lines and send the others.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")] = False,

@@ -6,11 +6,11 @@ most characters that matches, else the defaults. One policy holds, never a mixtu
 from ``[defaults]``, then from the settings.
 """
 
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Self
 
+from app.events.patterns import matches
 from app.events.policy import Policy
 from app.events.policy_file import read_policies
 from app.settings import Settings
@@ -27,7 +27,7 @@ class Policies:
         """Holds for every type that no entry of the file holds for."""
         self._exact = {name: policy for name, policy in declared.items() if "*" not in name}
         patterns = sorted((name for name in declared if "*" in name), key=lambda name: (-len(name), name))
-        self._patterns = [(matcher_of(name), declared[name]) for name in patterns]
+        self._patterns = [(name, declared[name]) for name in patterns]
         self._cache: dict[str, Policy] = {}
 
     @classmethod
@@ -63,10 +63,4 @@ class Policies:
     def _found(self, type: str) -> Policy:
         if type in self._exact:
             return self._exact[type]
-        return next((policy for matches, policy in self._patterns if matches(type)), self.default)
-
-
-def matcher_of(pattern: str) -> Callable[[str], object]:
-    """Whether a type matches; in linear time, because producers choose the types (atomic groups never go back)."""
-    first, *middle, last = map(re.escape, pattern.split("*"))
-    return re.compile(first + "".join(f"(?>.*?{piece})" for piece in middle) + ".*" + last, re.DOTALL).fullmatch
+        return next((policy for pattern, policy in self._patterns if matches(pattern, type)), self.default)

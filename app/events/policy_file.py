@@ -24,11 +24,7 @@ from app.events.hooks import Hook
 from app.events.policy import CONTENT_HASH, Policy
 from app.events.source_file import sources_in
 from app.events.sources import Source
-from app.settings import Settings
-
-MAX_SECONDS = 100 * 366 * 86_400
-"""A hundred years: longest duration of any field, so that no sum of it with a date overflows."""
-MAX_ATTEMPTS = 1_000
+from app.settings import LIMITS, MAX_SECONDS, Settings
 
 _TABLES = ("defaults", "types", "feeds", "hooks")
 
@@ -149,7 +145,7 @@ def _policy(place: str, pattern: str, values: Mapping[str, Any], given: Mapping[
     return policy
 
 
-def _whole(low: int, high: int) -> Check:
+def _whole(low: float, high: float) -> Check:
     def check(value: Any) -> int:
         if type(value) is not int or not low <= value <= high:
             raise ValueError(f"must be a whole number from {low} to {high}, not {value!r}")
@@ -188,17 +184,12 @@ def _key_rule(value: Any) -> str | tuple[str, ...]:
     return tuple(map(_expression, value))
 
 
-_MAX_MS = MAX_SECONDS * 1000
 _CHECKS: dict[str, Check] = {
     "key": _key_rule,
     "key_version": _whole(1, 1_000_000),
     "digest": _expression,
-    "lease_ms": _whole(1, _MAX_MS),
     "max_handler_s": _seconds,
-    "max_attempts": _whole(1, MAX_ATTEMPTS),
-    "backoff_ms": _whole(0, _MAX_MS),
-    "backoff_max_ms": _whole(0, _MAX_MS),
-    "retention_s": _whole(0, MAX_SECONDS),
+    **{name: _whole(*LIMITS[name]) for name in ("lease_ms", "max_attempts", "backoff_ms", "backoff_max_ms", "retention_s")},
     "on_conflict": _choice,
 }
 _FROM_SETTINGS = ("lease_ms", "max_handler_s", "max_attempts", "backoff_ms", "backoff_max_ms", "retention_s")

@@ -5,12 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from app.errors import HandlerSetupError
 from workers import handlers
-from workers.handlers import MAX_RESULT_BYTES, Handler, Registry, ResultRefused, checked_result, handler, load_handlers, matches, overlap
+from workers.handlers import MAX_RESULT_BYTES, Handler, Registry, ResultRefused, checked_result, handler, load_handlers
 
 
 @pytest.fixture(autouse=True)
@@ -121,53 +119,6 @@ class TestLoading:
         )
         load_handlers([module(text)])
         assert len(list(empty_registry)) == 3
-
-
-class TestMatching:
-    @pytest.mark.parametrize(
-        ("pattern", "type_", "expected"),
-        [
-            ("flight.departed", "flight.departed", True),
-            ("flight.departed", "flight.departed2", False),
-            ("flight.*", "flight.departed", True),
-            ("flight.*", "flight.", True),
-            ("flight.*", "flight", False),
-            ("*", "", True),
-            ("*.b", "a.b", True),
-            ("a*b*c", "abc", True),
-            ("a*b*c", "a--b--c", True),
-            ("a*b*c", "acb", False),
-            ("ab*ba", "aba", False),
-            ("a?c", "abc", False),
-            ("a[bc]", "ab", False),
-            ("a.c", "abc", False),
-        ],
-    )
-    def test_only_the_star_is_special(self, pattern, type_, expected):
-        assert matches(pattern, type_) is expected
-
-    @given(st.text("ab*", max_size=6), st.text("ab", max_size=6))
-    def test_as_a_plain_search_would(self, pattern, type_):
-        def search(p: str, t: str) -> bool:
-            if not p:
-                return not t
-            if p[0] == "*":
-                return search(p[1:], t) or (bool(t) and search(p, t[1:]))
-            return bool(t) and p[0] == t[0] and search(p[1:], t[1:])
-
-        assert matches(pattern, type_) == search(pattern, type_)
-
-    @given(st.text("ab*", max_size=5), st.text("ab*", max_size=5), st.text("ab", max_size=6))
-    def test_what_fits_both_overlaps(self, one, other, type_):
-        if matches(one, type_) and matches(other, type_):
-            assert overlap(one, other)
-
-    @given(st.text("ab*", max_size=4), st.text("ab*", max_size=4))
-    def test_what_overlaps_has_a_type_that_fits_both(self, one, other):
-        from itertools import product
-
-        types = ("".join(letters) for length in range(9) for letters in product("ab", repeat=length))
-        assert overlap(one, other) == any(matches(one, t) and matches(other, t) for t in types)
 
 
 class TestResults:

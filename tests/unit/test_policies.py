@@ -269,7 +269,7 @@ def test_any_text_compiles_or_is_refused(text):
         ("[types.a]\non_conflict = 'drop'", 'on_conflict must be "quarantine" or "ignore"'),
         ("[types.a]\nkey = 'content-hash'\non_conflict = 'ignore'", "on_conflict has no meaning"),
         ("[defaults]\nretention_s = 1", "defaults: retention_s must be 0"),
-        ("[defaults]\nlease_ms = 20000\n[types.a]\nlease_ms = 1\n", 'types."a": lease_ms must be at least'),
+        ("[defaults]\nlease_ms = 20000\n[types.a]\nlease_ms = 100\n", 'types."a": lease_ms must be at least'),
     ],
 )
 def test_a_file_that_cannot_hold_is_refused_in_one_sentence(load, tmp_path, text, says):
