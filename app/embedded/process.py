@@ -43,7 +43,6 @@ class ManagedProcess:
         log: Path,
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
-        death_signal: signal.Signals = signal.SIGKILL,
         explain: Explain | None = None,
     ) -> None:
         """Nothing is started yet.
@@ -54,7 +53,6 @@ class ManagedProcess:
             log: file that gets its output and errors, appended; at 16 MiB the old one is kept as ``<log>.1``.
             env: its whole environment; by default this process's.
             cwd: its working folder; by default this process's.
-            death_signal: what the kernel sends it when this process goes (Linux).
             explain: turns a failed start into one plain sentence.
         """
         self.name = name
@@ -62,7 +60,6 @@ class ManagedProcess:
         self.log = log
         self.env = dict(env) if env is not None else None
         self.cwd = cwd
-        self.death_signal = death_signal
         self._explain = explain
         self._popen: subprocess.Popen[bytes] | None = None
         self._log_start = 0
@@ -91,7 +88,7 @@ class ManagedProcess:
     def _fork(self, output: int) -> subprocess.Popen[bytes]:
         argv = self.argv
         if sys.platform == "linux":
-            argv = [sys.executable, "-I", "-S", tether.__file__, str(int(self.death_signal)), str(os.getpid()), *argv]
+            argv = [sys.executable, "-I", "-S", tether.__file__, str(int(signal.SIGKILL)), str(os.getpid()), *argv]
         return subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=self.env, cwd=self.cwd, start_new_session=True
         )
@@ -165,9 +162,9 @@ class ManagedProcess:
             self._signal_group(signal.SIGCONT)  # a paused one could not hear it
             os.kill(self.pid, signum)
 
-    def terminate(self, *, deadline_s: float = 10.0, signum: signal.Signals = signal.SIGTERM) -> int | None:
+    def terminate(self, *, deadline_s: float = 10.0) -> int | None:
         """Ask it to stop, wait, and kill it and its group at the deadline; returns its exit code. Harmless when repeated."""
-        self.ask_to_stop(signum)
+        self.ask_to_stop()
         if self.wait(deadline_s) is None:
             self.kill()
         return self.returncode

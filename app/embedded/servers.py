@@ -55,7 +55,6 @@ class EmbeddedServers:
         databases: int = 16,
         mongo_nodes: int = 1,
         standalone: bool = False,
-        valkey_args: Sequence[str] = (),
         mongod_args: Sequence[str] = (),
     ) -> None:
         """Nothing is started yet.
@@ -68,11 +67,10 @@ class EmbeddedServers:
             databases: how many numbered databases Valkey has.
             mongo_nodes: servers of the replica set.
             standalone: one mongod without a replica set, hence without transactions.
-            valkey_args: more arguments for Valkey.
             mongod_args: more arguments for every mongod.
         """
         self.home = home
-        self.valkey = ValkeyServer(home / "valkey", port=valkey_port, databases=databases, extra_args=valkey_args)
+        self.valkey = ValkeyServer(home / "valkey", port=valkey_port, databases=databases)
         self.mongo = ReplicaSet(
             home / "mongo",
             nodes=mongo_nodes,

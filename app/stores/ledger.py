@@ -76,6 +76,7 @@ OF_ONE_RUN = (
     "processed_at",
 )
 """Fields that tell of one processing; those of an earlier one are kept in ``reprocessed``."""
+_SEARCH_MS = 2_000
 
 
 class Ledger:
@@ -170,13 +171,11 @@ class Ledger:
         with translated("reading the ledger"):
             return self.collection.find_one({"_id": key})
 
-    def recent(
-        self, *, type: str | None, listener: str | None, limit: int, bodies: bool = True, max_time_ms: int = 2_000
-    ) -> list[Document]:
+    def recent(self, *, type: str | None, listener: str | None, limit: int, bodies: bool = True) -> list[Document]:
         """The newest documents first, in the order of their insertion, filtered by type and listener.
 
         There is no second index to pay for at every insert: a rare type is searched for backwards from the end, for at
-        most ``max_time_ms``.
+        most two seconds.
 
         Raises:
             StoreUnavailable: MongoDB is away, or the search took too long.
@@ -187,7 +186,7 @@ class Ledger:
                 self.collection.find(query, None if bodies else {"body": 0})
                 .sort("$natural", DESCENDING)
                 .limit(limit)
-                .max_time_ms(max_time_ms)
+                .max_time_ms(_SEARCH_MS)
             )
 
     def count(self) -> int:

@@ -37,7 +37,6 @@ REMEMBERED_MS = 3_600_000
 MAX_TYPES = 50
 """So many event types of a deployment are counted by name, first come, first served; the rest is ``other``. Producers choose types."""
 OTHER = "other"
-OUTCOMES = ("won", "skipped", "retrying", "dead", "conflict", "stale", "left")
 
 Sums = Mapping[tuple[str, str], int]
 """What is added: by ``(field, event type or "")``."""

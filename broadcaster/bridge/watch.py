@@ -5,7 +5,6 @@ listeners are forgotten as their time runs out.
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,14 +37,12 @@ class Watch:
         settings: of this process.
         redis: returns bytes.
         owner: names this process, and no other.
-        clock: seconds of a clock that never runs backwards.
     """
 
-    def __init__(self, settings: Settings, redis: Client, *, owner: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, settings: Settings, redis: Client, *, owner: str) -> None:
         self._settings = settings
         self._redis = redis
         self._owner = owner
-        self._clock = clock
         self._roster = Roster(grace_s=settings.listener_grace_s, missing_s=2 * settings.heartbeat_ms / 1000)
         self._of: _Deployment | None = None
         self._listeners: tuple[Heard, ...] = ()
@@ -73,7 +70,7 @@ class Watch:
 
     def listeners(self) -> list[Heard]:
         """The listeners that live."""
-        now = self._clock()
+        now = time.monotonic()
         return [heard for heard in self._listeners if now - heard.heard_at <= self._settings.listener_grace_s]
 
     def use(self, deployment: str) -> None:
@@ -92,7 +89,7 @@ class Watch:
         if of is None:
             return
         active = of.lease.hold()
-        now = self._clock()
+        now = time.monotonic()
         refused = self._roster.refused
         self._roster.update(of.presence.listeners(within_ms=self._settings.listener_grace_s * 1000), now)
         for name in sorted(self._roster.refused - refused):
