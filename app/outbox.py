@@ -195,7 +195,7 @@ async def _check_room_async(db: "AsyncDatabase[Any]", settings: Settings) -> Non
 def _document(events: dict[str, Any] | Sequence[dict[str, Any]], settings: Settings | None) -> tuple[Submission, Document]:
     settings, parser = _of(settings)
     items = [events] if isinstance(events, dict) else list(events)
-    submission = prepare(parser.values(items), max_events=settings.max_batch_events)
+    submission = prepare(parser.values(items))
     return submission, inbox_document(new_batch_id(), submission.entries, door=DOOR, accepted_at=utc_now())
 
 

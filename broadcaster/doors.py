@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from app import samples
+from app.events.attributes import MAX_ATTRIBUTE_BYTES
 from app.events.event import Event
 from app.events.parsing import IDEMPOTENCY_KEY, EventParser
 from app.settings import Settings
@@ -50,7 +51,9 @@ class Doors:
     def router(self) -> APIRouter:
         """The routes."""
         router = APIRouter(responses=RESPONSES)
-        router.add_api_route("/events", self.publish, methods=["POST"], status_code=202, openapi_extra=_EVENTS_BODY)
+        router.add_api_route(
+            "/events", self.publish, methods=["POST"], status_code=202, openapi_extra=_events_body(self._settings.max_batch_events)
+        )
         router.add_api_route("/burst", self.burst, methods=["POST"], status_code=202, openapi_extra=_BURST_BODY)
         return router
 
@@ -115,7 +118,13 @@ _BURST_BODY: dict[str, Any] = {
     }
 }
 
-_TEXT: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": 128, "pattern": "^[ -~]+$"}
+_TEXT: dict[str, Any] = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": MAX_ATTRIBUTE_BYTES,
+    "pattern": r"^[^\x00-\x1f\x7f-\x9f]+$",
+    "description": f"at most {MAX_ATTRIBUTE_BYTES} bytes of UTF-8, without control characters",
+}
 _TIME: dict[str, Any] = {"type": "string", "format": "date-time"}
 _PLAIN: dict[str, Any] = {
     "type": "object",
@@ -136,16 +145,15 @@ _CLOUD: dict[str, Any] = {
     },
     "required": ["specversion", "type", "source", "id"],
 }
-_EVENTS_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            media: {"schema": schema}
-            for media, schema in (
-                ("application/json", {"anyOf": [_PLAIN, {"type": "array", "items": _PLAIN, "minItems": 1, "maxItems": 500}]}),
-                ("application/cloudevents+json", _CLOUD),
-                ("application/cloudevents-batch+json", {"type": "array", "items": _CLOUD, "minItems": 1, "maxItems": 500}),
-            )
-        },
+
+
+def _events_body(max_events: int) -> dict[str, Any]:
+    def several(item: dict[str, Any]) -> dict[str, Any]:
+        return {"type": "array", "items": item, "minItems": 1, "maxItems": max_events}
+
+    schemas = {
+        "application/json": {"anyOf": [_PLAIN, several(_PLAIN)]},
+        "application/cloudevents+json": _CLOUD,
+        "application/cloudevents-batch+json": several(_CLOUD),
     }
-}
+    return {"requestBody": {"required": True, "content": {media: {"schema": schema} for media, schema in schemas.items()}}}

@@ -44,7 +44,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """What a producer is told: how many distinct events, the key of every event in the request's order, and their batch."""
+    """What a producer is told: how many distinct events, their keys in the request's order, and their batch."""
 
     accepted: int
     keys: tuple[str, ...]
@@ -71,7 +71,7 @@ class Ingress:
 
     Args:
         write: stores inbox documents at majority, safe to repeat (:meth:`app.stores.inbox.Inbox.write`).
-        max_events: most events of one request and of one document.
+        max_events: most events of one document.
         repeat_for_s: how long an unconfirmed write is repeated before its producers are told that it is unknown.
         on_stored: told of every batch after its producers; must not wait.
     """
@@ -85,7 +85,6 @@ class Ingress:
         on_stored: Callable[[list[Stored]], None],
     ) -> None:
         self._write = write
-        self._max_events = max_events
         self._limits = Limits(
             document_events=max_events, document_bytes=SHARED_BYTES, write_documents=WRITE_DOCUMENTS, write_bytes=WRITE_BYTES
         )
@@ -112,7 +111,7 @@ class Ingress:
             StoreUnavailable, CommitUnknown: not known to be stored; the producer repeats the same events.
         """
         self.check_open()
-        return await self.submit(prepare(events, max_events=self._max_events), door=door)
+        return await self.submit(prepare(events), door=door)
 
     def check_open(self) -> None:
         """Refuse early, before a request is read.

@@ -80,7 +80,7 @@ class Reception:
         """
 
         def prepared() -> Submission:
-            return prepare(read(), max_events=self._settings.max_batch_events)
+            return prepare(read())
 
         if size <= INLINE_BYTES:
             submission = prepared()

@@ -1,4 +1,4 @@
-"""What one request brings, made ready to be stored: equal events folded, each encoded once.
+"""What one request brings, made ready to be stored: each event encoded once.
 
 Guarantees: a submission fits into one inbox document. The same for every door, so that a request which one of them takes is taken by
 the others too.
@@ -25,40 +25,36 @@ class Submission:
     """The events of one request, checked and encoded, ready to be stored.
 
     Attributes:
-        keys: the key of every event, in the request's order.
-        events: its distinct events.
+        events: the events, each key once.
         entries: their stored form, in the same order.
         sizes: the bytes that each takes in a document.
         size: the sum of these.
     """
 
-    keys: tuple[str, ...]
     events: tuple[Event, ...]
     entries: tuple[Entry, ...]
     sizes: tuple[int, ...]
     size: int
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Their keys, in the same order."""
+        return tuple(event.key for event in self.events)
 
-def prepare(events: Sequence[Event], *, max_events: int) -> Submission:
-    """Fold equal events and encode each once; to be called in a worker thread where there are many.
+
+def prepare(events: Sequence[Event]) -> Submission:
+    """Encode events once; to be called in a worker thread where there are many.
+
+    Args:
+        events: checked, each key once and no more than a document may hold, as :class:`~app.events.parsing.EventParser` gives them.
 
     Raises:
-        InvalidEvent: 409 the same key with two digests; 413 too many or too large for one inbox document; 422 none at all, or
-            one that BSON cannot hold.
+        InvalidEvent: 413 too large for one inbox document; 422 one that BSON cannot hold.
     """
-    if not events:
-        raise InvalidEvent("the request has no events")
-    distinct: dict[str, Event] = {}
-    for index, event in enumerate(events):
-        held = distinct.setdefault(event.key, event)
-        if held.digest != event.digest:
-            raise InvalidEvent("the same key stands twice in this request with different payloads", status=409, index=index)
-    if len(distinct) > max_events:
-        raise InvalidEvent(f"{len(distinct)} events in one request; the limit is {max_events}", status=413)
     entries: list[Entry] = []
     sizes: list[int] = []
     size = 0
-    for index, event in enumerate(distinct.values()):
+    for index, event in enumerate(events):
         entries.append(_encoded(event, index))
         sizes.append(_size(entries[-1]))
         size += sizes[-1]
@@ -67,13 +63,7 @@ def prepare(events: Sequence[Event], *, max_events: int) -> Submission:
                 f"the first {index + 1} events alone take {size} bytes in MongoDB; {MAX_REQUEST_BYTES} fit into one request: send fewer",
                 status=413,
             )
-    return Submission(
-        keys=tuple(event.key for event in events),
-        events=tuple(distinct.values()),
-        entries=tuple(entries),
-        sizes=tuple(sizes),
-        size=size,
-    )
+    return Submission(events=tuple(events), entries=tuple(entries), sizes=tuple(sizes), size=size)
 
 
 def _encoded(event: Event, index: int) -> Entry:

@@ -190,7 +190,7 @@ def _steps(rig: Rig, winner: Runtime, loser: Runtime) -> list[tuple[str, Callabl
     inbox = Inbox(rig.db)
 
     def read(batch: _Batch) -> None:
-        batch.submission = prepare(parser.request(batch.body), max_events=PER_BATCH)
+        batch.submission = prepare(parser.request(batch.body))
 
     def accept(batch: _Batch) -> None:
         assert batch.submission is not None

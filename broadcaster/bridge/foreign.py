@@ -259,8 +259,7 @@ class ForeignFeed:
         return left, reason
 
     def _read(self, payload: Any) -> Submission:
-        events = self._parser.values([self.source.event_of(payload)])
-        return prepare(events, max_events=self._settings.max_batch_events)
+        return prepare(self._parser.values([self.source.event_of(payload)]))
 
     def _stored(self, batches: list[Stored]) -> None:
         self._announce([batch.announcement() for batch in batches])
