@@ -4,7 +4,7 @@ Pure functions of their arguments; nothing here talks to a server.
 """
 
 import re
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 PROCESS_TASK = "dedup.process"
 """Name of the one task that every listener runs."""
@@ -48,3 +48,9 @@ def task_id(first_key: str, more: int, destination: str, attempt: int = 1) -> st
     tail = f"+{more}" if more else ""
     again = f"~{attempt}" if attempt > 1 else ""
     return f"{quote(first_key, safe=':|,=@')}{tail}/{destination}{again}"
+
+
+def key_in(text: str) -> str:
+    """The key in a task id such as ``<key>+249/listener-1``; a key itself holds neither ``/`` nor ``+`` and is returned as it is."""
+    key, slash, _ = text.partition("/")
+    return unquote(key.partition("+")[0]) if slash else text

@@ -4,7 +4,7 @@ Keyspace in Redis:
 
 | key | type | lifetime | meaning |
 |---|---|---|---|
-| ``dedup:{deployment}:=nodes`` | hash: node name -> JSON of :class:`Beat` | the listener's retirement | last heartbeat of each worker node |
+| ``dedup:{deployment}:=nodes`` | hash: ``<node>#<pid>`` -> JSON of :class:`Beat` | a field: the listener's retirement | last heartbeat of each worker |
 | ``dedup:{deployment}:=sweeper`` | string | for ever | when a sweep last succeeded, in ms of Redis' clock |
 
 (No event key begins with ``=``.) MongoDB ``listeners``: ``{_id: name, v, first_seen_at, last_seen_at}``: the names must

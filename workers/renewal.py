@@ -25,7 +25,8 @@ class Renewal:
 
     Args:
         renew_ms: time between two calls.
-        on_hang: called once when a run has outlived its time by ``hang_grace_s``; None for nothing.
+        hang_grace_s: how long a run may outlive its time before it counts as hung.
+        on_hang: called once when a run has outlived its time by so much; None for nothing.
         on_lost: called with the deployment for each claim that another was seen to hold.
     """
 

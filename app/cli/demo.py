@@ -15,10 +15,13 @@ from app.errors import DedupError, ServerStartError
 from app.settings import PREFIX, Settings, load_settings
 
 if TYPE_CHECKING:
+    from pymongo.database import Database
+
     from app.audit import Audit
     from app.cli.demo_feed import Feed
     from app.cli.demo_view import ListenerCounts, Snapshot, View
     from app.stack import Stack
+    from app.stores.mongo import Document
 
 HANDLER = "workers.examples.departures"
 POLICIES = Path(__file__).with_name("demo.toml")
@@ -159,7 +162,7 @@ def _result(stack: "Stack", feed: "Feed", found: "Audit", last: "Snapshot", *, s
 class Watch:
     """Sees what has become of the events, out of MongoDB and the listeners' heartbeats."""
 
-    def __init__(self, stack: "Stack", db: Any, feed: "Feed", events: int) -> None:
+    def __init__(self, stack: "Stack", db: "Database[Document]", feed: "Feed", events: int) -> None:
         from app.stores.failures import Failures
         from app.stores.inbox import Inbox
         from app.stores.ledger import Ledger

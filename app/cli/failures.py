@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app.cli.edge import json_text, plain, put, put_json, say
-from app.cli.inspect import key_in
-from app.errors import DedupError, PermanentError
+from app.errors import PermanentError
+from app.naming import key_in
 from app.settings import load_settings
 
 if TYPE_CHECKING:
@@ -250,30 +250,6 @@ def _ago(option: str, text: str) -> datetime:
     if seconds > MOST_S:
         raise typer.BadParameter(f"{option} is a number with s, m, h or d, as in 90s, 5m, 2h or 1d")
     return datetime.now(UTC) - timedelta(seconds=seconds)
-
-
-def pause(type: Annotated[str, typer.Argument(metavar="TYPE", help="Event type, as in flight.departed.")]) -> None:
-    """Park events of a type in the inbox; what is being handled goes on to its end."""
-    from app.stores.pauses import Pauses
-
-    with _database() as db:
-        Pauses(db).pause(type)
-    put(f"{plain(type)} is paused: its events wait in the inbox until 'dedup resume {plain(type)}'")
-
-
-def resume(type: Annotated[str, typer.Argument(metavar="TYPE", help="Event type, as in flight.departed.")]) -> None:
-    """Let events of a paused type go on."""
-    from app.stores.pauses import Pauses
-
-    with _database() as db:
-        resumed = Pauses(db).resume(type)
-    if not resumed:
-        raise NotPaused(f"{plain(type)} was not paused")
-    put(f"{plain(type)} goes on")
-
-
-class NotPaused(DedupError):
-    """A type was to be resumed that is not paused."""
 
 
 @contextmanager

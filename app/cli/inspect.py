@@ -4,11 +4,11 @@ import textwrap
 from contextlib import closing
 from datetime import datetime
 from typing import Annotated, Any
-from urllib.parse import unquote
 
 import typer
 
 from app.cli.edge import json_text, plain, put, put_json
+from app.naming import key_in
 from app.settings import load_settings
 
 _SHOWN_CHARACTERS = 2_000
@@ -44,12 +44,6 @@ def inspect(
         put(f"nothing is known of {plain(key)}: it was never accepted here, or its retention is over")
     if not story:
         raise typer.Exit(1)
-
-
-def key_in(text: str) -> str:
-    """The key in a task id such as ``<key>+249/listener-1``; a key itself holds neither ``/`` nor ``+`` and is returned as it is."""
-    key, slash, _ = text.partition("/")
-    return unquote(key.partition("+")[0]) if slash else text
 
 
 def _tell_body(story: dict[str, Any]) -> None:

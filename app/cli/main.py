@@ -15,9 +15,10 @@ from app.cli.bridge import bridge
 from app.cli.demo import demo
 from app.cli.doctor import doctor
 from app.cli.edge import Interrupted, say
-from app.cli.failures import failures, pause, resume
+from app.cli.failures import failures
 from app.cli.inspect import inspect
 from app.cli.listeners import listeners
+from app.cli.pauses import pause, resume
 from app.cli.publish import publish
 from app.cli.reprocess import reprocess
 from app.cli.servers import servers

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app.cli.edge import plain, put, put_json, say
-from app.cli.inspect import key_in
 from app.errors import TransientError
+from app.naming import key_in
 from app.settings import Settings, load_settings
 
 if TYPE_CHECKING:

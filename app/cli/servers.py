@@ -2,12 +2,15 @@
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from app.cli.edge import Interrupted, Signals, environment, put, put_json, say
 from app.settings import PREFIX, load_settings
+
+if TYPE_CHECKING:
+    from app.embedded.serverinfo import ServerInfo
 
 servers = typer.Typer(
     help="Run Valkey and MongoDB alone, for trying out and for tests.", no_args_is_help=False, rich_markup_mode=None, add_completion=False
@@ -104,7 +107,7 @@ def _folder(home: Path | None) -> Path:
     return (home or Path(environment().get(PREFIX + "HOME", ".dedup"))).absolute()
 
 
-def _facts(info: Any) -> dict[str, Any]:
+def _facts(info: "ServerInfo") -> dict[str, Any]:
     from dataclasses import asdict
 
     return asdict(info)

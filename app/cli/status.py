@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,13 +53,13 @@ def status(
         raise typer.Exit(1)
 
 
-def _live(look: Any, every_s: float) -> dict[str, Any]:
+def _live(look: Callable[[], dict[str, Any]], every_s: float) -> dict[str, Any]:
     """Show it until Ctrl-C; what was shown last."""
     from rich.console import Group
     from rich.live import Live
     from rich.text import Text
 
-    facts: dict[str, Any] = look()
+    facts = look()
     out = console()
     with Live(console=out, auto_refresh=False, screen=False, vertical_overflow="crop") as live:
         try:

@@ -136,6 +136,7 @@ class ReplicaSet:
             port: of the first server, see ``MongodServer``.
             options: what else ``MongodServer`` takes.
         """
+        self._refusal = ""
         self.nodes = tuple(
             MongodServer(
                 folder / str(i + 1) if nodes > 1 else folder,
@@ -163,9 +164,12 @@ class ReplicaSet:
         if first.replica_set is None:
             return
         with first.client() as client:
-            first.child().wait_until(
-                lambda: self._configured(client) and self.primary() is not None, timeout_s=timeout_s, what="become primary"
-            )
+            try:
+                first.child().wait_until(
+                    lambda: self._configured(client) and self.primary() is not None, timeout_s=timeout_s, what="become primary"
+                )
+            except ServerStartError as error:
+                raise ServerStartError(f"{error}\nwhat it last said about its set: {self._refusal}") if self._refusal else error from None
 
     def start(self) -> Self:
         """``launch`` and ``wait_ready``; raises what they raise."""
@@ -220,8 +224,8 @@ class ReplicaSet:
                 member["host"] = address
             # Forced: a server whose own address is not in the configuration is no member, so there is no primary to ask.
             client.admin.command("replSetReconfig", config | {"version": config["version"] + 1}, force=True)
-        except PyMongoError:
-            pass  # not yet: the configuration is still being read, or the set is about to elect; it is looked at again
+        except PyMongoError as error:  # not yet: the configuration is still being read, or the set is about to elect; it is looked at again
+            self._refusal = str(error)
         return False
 
 

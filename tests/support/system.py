@@ -110,7 +110,7 @@ class System:
         return self.start_listener(name)
 
     def await_listeners(self, number: int) -> None:
-        """Wait until exactly so many listeners are alive."""
+        """Wait until at least so many listeners are alive."""
         eventually(lambda: len(self.stats()["listeners"]) >= number, 30, lambda: f"{number} listeners: {self.stats()}")
 
     def await_fan_out(self, *names: str) -> None:

@@ -13,10 +13,10 @@ import pytest
 
 from app.cli import demo
 from app.cli.edge import Interrupted, Signals, json_text, plain
-from app.cli.inspect import key_in
 from app.cli.main import exit_code
 from app.cli.publish import Sending, batches
 from app.feeds import BadLine
+from app.naming import key_in
 from app.publisher import Refused
 
 COMMANDS = ("up", "demo", "publish", "status", "inspect", "audit", "servers", "servers start", "servers stop", "servers status")
