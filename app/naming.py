@@ -4,6 +4,7 @@ Pure functions of their arguments; nothing here talks to a server.
 """
 
 import re
+from typing import Literal, get_args
 from urllib.parse import quote, unquote
 
 PROCESS_TASK = "dedup.process"
@@ -14,6 +15,10 @@ RECOVERY_QUEUE = "events.recovery"
 
 MESSAGE_VERSION = 1
 """Version ``v`` of the task message and of every stored record."""
+
+FailureState = Literal["retrying", "dead", "conflict", "malformed", "stale"]
+FAILURE_STATES: tuple[FailureState, ...] = get_args(FailureState)
+"""States of what is in ``failures``."""
 
 _LISTENER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
 

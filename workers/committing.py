@@ -17,7 +17,7 @@ from app.stores.mongo import answers, first_line
 from workers.concurrency import commit_concurrently
 from workers.failing import record_deadly, record_failure, start_was_interrupted
 from workers.handling import HandlerRaised, run_at_least_once
-from workers.judging import NOT_THROUGH, judged, named
+from workers.judging import NOT_THROUGH, judge, named
 from workers.run import Run, Work
 from workers.sessions import Sessions
 from workers.storing import store, won
@@ -99,7 +99,7 @@ def commit_alone(run: Run, work: Work, sessions: Sessions) -> None:
         try:
             commit_transaction_of(run, [work], _plain(sessions))
         except NOT_THROUGH as error:
-            if judged(run, work, error, session_id=sessions.id_for(work.entry.key), give_up_at=give_up_at):
+            if judge(run, work, error, session_id=sessions.id_for(work.entry.key), give_up_at=give_up_at):
                 return
             time.sleep(random.uniform(0.002, 0.02) * min(tries, 10))
         else:

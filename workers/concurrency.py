@@ -19,7 +19,7 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import OperationFailure
 
 from workers.handling import run_async_at_least_once
-from workers.judging import NOT_THROUGH, judged, may_go_through
+from workers.judging import NOT_THROUGH, judge, may_go_through
 from workers.run import Run, Work
 from workers.sessions import Sessions
 from workers.storing import judge_taken, store, won
@@ -90,7 +90,7 @@ def _settle(run: Run, group: Sequence[Task], sessions: Sessions, together: Calla
         if not isinstance(task.error, NOT_THROUGH):
             raise task.error
         key = task.work.entry.key
-        if not judged(run, task.work, task.error, session_id=sessions.id_for(key), give_up_at=task.give_up_at):
+        if not judge(run, task.work, task.error, session_id=sessions.id_for(key), give_up_at=task.give_up_at):
             again.append(task)
     return again
 

@@ -20,7 +20,7 @@ class TookTooLong(PermanentError):
     """A handler's transaction outlived its limit while MongoDB was well: the handler's failure."""
 
 
-def judged(run: Run, work: Work, error: BaseException, *, session_id: str, give_up_at: float) -> bool:
+def judge(run: Run, work: Work, error: BaseException, *, session_id: str, give_up_at: float) -> bool:
     """Note what follows for an event whose transaction did not go through; False when another try may.
 
     Args:
@@ -43,11 +43,11 @@ def judged(run: Run, work: Work, error: BaseException, *, session_id: str, give_
         end_transactions(run.runtime.db, {session_id})  # then it is either committed or gone
         judge_taken(run, [work])
     else:
-        return _driver_judged(run, work, error, give_up_at)
+        return _judge_driver(run, work, error, give_up_at)
     return True
 
 
-def _driver_judged(run: Run, work: Work, error: BaseException, give_up_at: float) -> bool:
+def _judge_driver(run: Run, work: Work, error: BaseException, give_up_at: float) -> bool:
     """Tell a taken key, an outage, a transaction that outlived its limit and a write conflict apart."""
     if error_code(error) == DUPLICATE_KEY:
         judge_taken(run, [work])

@@ -10,7 +10,7 @@ import typer
 
 from app.cli.edge import json_text, plain, put, put_json, say
 from app.errors import PermanentError
-from app.naming import key_in
+from app.naming import FAILURE_STATES, key_in
 from app.settings import load_settings
 
 if TYPE_CHECKING:
@@ -18,13 +18,11 @@ if TYPE_CHECKING:
 
 failures = typer.Typer(help="Look at failed events, and decide what becomes of them.", no_args_is_help=True)
 
-STATES = ("retrying", "dead", "conflict", "malformed", "stale")
-
 AGE = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d)")
 MOST_S = 100 * 365 * 86_400
 SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
-State = Annotated[str | None, typer.Option("--state", help=f"Only these: {', '.join(STATES)}.")]
+State = Annotated[str | None, typer.Option("--state", help=f"Only these: {', '.join(FAILURE_STATES)}.")]
 Type = Annotated[str | None, typer.Option("--type", help="Only events of this type.")]
 Reason = Annotated[str | None, typer.Option("--reason", help="Only those whose reason has this text in it.")]
 Prefix = Annotated[str | None, typer.Option("--key-prefix", metavar="TEXT", help="Only keys that begin so.")]
@@ -228,8 +226,8 @@ def _asked(key: str | None, *, everything: bool, query: dict[str, Any]) -> dict[
 def _query(
     state: str | None, type: str | None, reason: str | None, key_prefix: str | None, older_than: str | None, newer_than: str | None
 ) -> dict[str, Any]:
-    if state is not None and state not in STATES:
-        raise typer.BadParameter(f"--state is one of {', '.join(STATES)}")
+    if state is not None and state not in FAILURE_STATES:
+        raise typer.BadParameter(f"--state is one of {', '.join(FAILURE_STATES)}")
     query: dict[str, Any] = {name: value for name, value in (("state", state), ("type", type)) if value}
     if reason:
         query["reason"] = {"$regex": re.escape(reason), "$options": "i"}

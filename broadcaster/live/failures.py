@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from app.decisions import DecisionRefused, Decisions
+from app.naming import FailureState
 from app.stores.mongo import Document, translated
 from broadcaster.answers import Json
 from broadcaster.body import in_form
@@ -30,7 +31,7 @@ from broadcaster.reception import Reception
 MAX_BODY = 4_000
 _HIDDEN = {"_id": 0, "v": 0, "body": 0, "error.traceback": 0}
 
-State = Annotated[Literal["retrying", "dead", "conflict", "malformed", "stale"] | None, Query()]
+State = Annotated[FailureState | None, Query()]
 Type = Annotated[str | None, Query(max_length=256)]
 Limit = Annotated[int, Query(ge=1, le=500)]
 

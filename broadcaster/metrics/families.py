@@ -11,14 +11,12 @@ from typing import Any
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from app import __version__
+from app.naming import FAILURE_STATES
 from app.settings import Settings
 from app.totals import BOUNDS_S, Counted, Histogram
 from broadcaster.answers import age_s
 from broadcaster.metrics import requests
 from broadcaster.metrics.deployment import Deployment, InMongo, InRedis
-
-STATES = ("retrying", "dead", "conflict", "stale", "malformed")
-"""Of failures: all are said, so that a rule sees 0 where there are none."""
 
 Samples = Mapping[Any, float]
 """By the values of the labels, a tuple."""
@@ -102,7 +100,7 @@ def _of_inbox(found: InMongo | None, settings: Settings, now: datetime) -> Itera
 
 
 def _of_mongo(found: InMongo | None, settings: Settings) -> Iterator[Metric]:
-    counts = dict.fromkeys(STATES, 0) | found.failures if found else {}
+    counts = dict.fromkeys(FAILURE_STATES, 0) | found.failures if found else {}  # a rule sees 0 where there are none
     yield _gauge("dedup_failures", "Events in failures, by state.", ["state"], {(state,): number for state, number in counts.items()})
     size = "Bytes of failures before compression"
     yield _gauge("dedup_failures_bytes", f"{size}.", [], {(): found.held.failure_bytes} if found else {})
