@@ -29,6 +29,8 @@ import msgspec
 from app.errors import PermanentError
 from app.naming import MESSAGE_VERSION
 
+EventRef = tuple[str, str, str]
+"""What a delivery says of an event: ``(key, digest, type)``."""
 Announcement = dict[str, Any]
 """As :func:`announcement` builds it."""
 Instant = Annotated[int, msgspec.Meta(ge=0, lt=253_402_300_800_000)]
@@ -92,8 +94,8 @@ class Delivery(_Listed, frozen=True, kw_only=True):
     forwards: int
 
     @cached_property
-    def events(self) -> list[tuple[str, str, str]]:
-        """``(key, digest, type)`` of each event."""
+    def events(self) -> list[EventRef]:
+        """Its events."""
         if self.type_of is None:
             kind = self.types[0]
             return [(key, digest, kind) for key, digest in zip(self.keys, self.digests, strict=True)]
@@ -113,10 +115,8 @@ class Delivery(_Listed, frozen=True, kw_only=True):
         return dict(zip(self.keys, (part for part in self.batches for _ in range(part.events)), strict=True))
 
 
-def announcement(
-    batch_id: str | None, events: Sequence[tuple[str, str, str]], accepted_at: datetime, *, size: int | None = None
-) -> Announcement:
-    """What goes over ``/bridge`` for a batch of ``(key, digest, type)``, whose events take ``size`` bytes in the inbox."""
+def announcement(batch_id: str | None, events: Sequence[EventRef], accepted_at: datetime, *, size: int | None = None) -> Announcement:
+    """What goes over ``/bridge`` for a batch, whose events take ``size`` bytes in the inbox."""
     message: Announcement = {
         "v": MESSAGE_VERSION,
         "batch": batch_id,

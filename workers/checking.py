@@ -7,14 +7,15 @@ two was unfinished when it was seen in the first.
 from datetime import datetime, timedelta
 
 from app.claims.store import Answer
+from app.messages import EventRef
 from app.stores.failures import Failure, ahead_of
 from app.stores.progress import Pair
 from app.stores.records import Entry, utc_now
 from workers.failing import quarantine, refuse, store_stale
-from workers.run import SUSPECT_FORWARDS, Key3, Run, Work
+from workers.run import SUSPECT_FORWARDS, Run, Work
 
 
-def fetch(run: Run, events: list[Key3]) -> dict[Pair, Entry] | None:
+def fetch(run: Run, events: list[EventRef]) -> dict[Pair, Entry] | None:
     """The bodies, from the inbox, or from ``failures`` for a delivery without a batch.
 
     Returns:
@@ -117,7 +118,7 @@ def _work(run: Run, entry: Entry, answer: Answer, token: int, failure: Failure |
         failure=failure,
         suspect=bool(handlers) and suspect,
         previous_owner=answer.owner,
-        story=failure,
+        found=failure,
         generation=generation,
     )
 

@@ -2,14 +2,15 @@
 
 from app.claims.store import Answer
 from app.errors import ClaimsUnavailable
+from app.messages import EventRef
 from app.stores.mongo import end_transactions
-from workers.run import Key3, Run
+from workers.run import Run
 from workers.sessions import Sessions
 
-Claimed = tuple[Key3, Answer]
+Claimed = tuple[EventRef, Answer]
 
 
-def claim(run: Run, events: list[Key3], sessions: Sessions, *, lease_ms: int) -> tuple[list[Claimed], list[Claimed]]:
+def claim(run: Run, events: list[EventRef], sessions: Sessions, *, lease_ms: int) -> tuple[list[Claimed], list[Claimed]]:
     """Claim a slice.
 
     Returns:

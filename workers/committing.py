@@ -60,7 +60,7 @@ def commit_suspect(run: Run, work: Work, sessions: Sessions) -> None:
             if failure is None:
                 run.release([work.entry.key])
                 return
-            work.failure, work.started = failure, True
+            work.failure, work.solo_noted = failure, True
             run.log.info("event.solo", key=work.entry.key, token=work.token, starts=failure.starts)
             if work.waits:
                 _commit_waiting(run, [work], sessions)
@@ -69,7 +69,7 @@ def commit_suspect(run: Run, work: Work, sessions: Sessions) -> None:
         except TransientError:
             start_was_interrupted(run, work)
             raise
-        if work.started:
+        if work.solo_noted:
             start_was_interrupted(run, work)
 
 

@@ -49,9 +49,9 @@ def _record(run: Run, work: Work, problem: Problem, *, delay_ms: int | None, cou
     """Store it; the log is told no more than ``told``, since what an error says may quote the payload."""
     entry = work.entry
     written = run.runtime.failures.record_attempt(
-        entry, run.origin(entry.key, work.token), problem, delay_ms=delay_ms, ended_start=work.started, counts=counts
+        entry, run.origin(entry.key, work.token), problem, delay_ms=delay_ms, ended_start=work.solo_noted, counts=counts
     )
-    work.started = False
+    work.solo_noted = False
     if written:
         run.confirm([work.pair])
         run.tally.fail("dead" if delay_ms is None else "retrying", entry.key)
@@ -165,7 +165,7 @@ def note_ended_starts(runtime: Runtime) -> None:
 def start_was_interrupted(run: Run, work: Work) -> None:
     """An outage ended a solo run: take its start back now, or as soon as MongoDB answers."""
     run.runtime.unended.append((*work.pair, work.token))
-    work.started = False
+    work.solo_noted = False
     try:
         note_ended_starts(run.runtime)
     except TransientError as error:

@@ -53,7 +53,7 @@ def _judge_driver(run: Run, work: Work, error: BaseException, give_up_at: float)
         judge_taken(run, [work])
     elif not answers(run.runtime.db):
         raise StoreUnavailable(f"MongoDB did not answer while committing: {first_line(error)}") from error
-    elif time.monotonic() > give_up_at and not work.began:
+    elif time.monotonic() > give_up_at and not work.handlers_began:
         run.log.info(
             "event.locked", key=work.entry.key, token=work.token, reason=named(error)
         )  # by somebody's open transaction: no attempt

@@ -14,7 +14,7 @@ import time
 from datetime import timedelta
 
 from app.errors import TransientError
-from app.messages import Delivery
+from app.messages import Delivery, EventRef
 from app.stores.progress import finished
 from app.stores.records import utc_now
 from workers.checking import check, fetch
@@ -22,7 +22,7 @@ from workers.claiming import claim, end_open_transactions
 from workers.committing import commit
 from workers.failing import note_ended_starts, quarantine
 from workers.pace import rotated, slices
-from workers.run import Key3, Run
+from workers.run import Run
 from workers.runtime import Runtime
 from workers.sessions import sessions_of
 from workers.tally import Tally
@@ -63,7 +63,7 @@ def process(runtime: Runtime, delivery: Delivery) -> Tally:
     return run.tally
 
 
-def _process_slice(run: Run, events: list[Key3]) -> None:
+def _process_slice(run: Run, events: list[EventRef]) -> None:
     policies = run.runtime.policies
     with sessions_of(run.runtime, events) as sessions:
         try:
@@ -98,7 +98,7 @@ def _at_once(runtime: Runtime, kind: str) -> int:
     return runtime.settings.async_limit if any(h.is_async for h in runtime.handlers.for_type(kind)) else 1
 
 
-def _note_pace(run: Run, events: list[Key3], works: int, started: float) -> None:
+def _note_pace(run: Run, events: list[EventRef], works: int, started: float) -> None:
     if works:
         ms = (time.monotonic() - started) * 1000
         for kind in {kind for _, _, kind in events}:

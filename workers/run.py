@@ -11,16 +11,13 @@ import structlog
 from app.claims.store import Answer, ClaimStore, Held, new_claim_id
 from app.errors import ClaimsUnavailable
 from app.events.policy import Policy
-from app.messages import Delivery
+from app.messages import Delivery, EventRef
 from app.stores.failures import Failure, Origin
 from app.stores.progress import Pair
 from app.stores.records import Batch, Entry
 from workers.handlers import Handler
 from workers.runtime import Runtime
 from workers.tally import Tally
-
-Key3 = tuple[str, str, str]
-"""(key, digest, type)"""
 
 SUSPECT_FORWARDS = 3
 """A batch sent this often (once, and again twice) may hold an event that kills its listeners."""
@@ -36,10 +33,10 @@ class Work(msgspec.Struct):
         suspect: whether it may have killed a process, and so runs alone.
         results: what its handlers returned so far.
         result: what the ledger is to keep of them, once all have run; None: nothing.
-        started: a solo run was noted in ``failures`` and has not ended.
-        began: its handlers have begun, in the transaction that was tried last.
+        solo_noted: a solo run was noted in ``failures`` and has not ended.
+        handlers_began: its handlers have begun, in the transaction that was tried last.
         previous_owner: who had its claim before, where it was taken over.
-        story: what its earlier runs left in ``failures``, as the check found it.
+        found: what its earlier runs left in ``failures``, as the check found it.
         generation: its key was reopened so often, and is to be committed again; 0: it is to be committed for the first time.
     """
 
@@ -51,10 +48,10 @@ class Work(msgspec.Struct):
     suspect: bool = False
     results: list[Any] = msgspec.field(default_factory=list)
     result: Any = None
-    started: bool = False
-    began: bool = False
+    solo_noted: bool = False
+    handlers_began: bool = False
     previous_owner: str = ""
-    story: Failure | None = None
+    found: Failure | None = None
     generation: int = 0
 
     @property
@@ -123,7 +120,7 @@ class Run:
         return Origin(batch=part.batch, accepted_at=part.accepted_at, listener=self.listener, token=token, door=door)
 
     @contextmanager
-    def renewing(self, won: Sequence[tuple[Key3, Answer]], lease_ms: int, session_id: Callable[[str], str]) -> Iterator[None]:
+    def renewing(self, won: Sequence[tuple[EventRef, Answer]], lease_ms: int, session_id: Callable[[str], str]) -> Iterator[None]:
         """Keep the leases of what was won running until the end of the block."""
         held = [
             Held(

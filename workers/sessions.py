@@ -14,7 +14,7 @@ from pymongo import AsyncMongoClient
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.client_session import ClientSession
 
-from workers.run import Key3
+from app.messages import EventRef
 from workers.runtime import Runtime
 
 
@@ -42,7 +42,7 @@ class Sessions:
 
 
 @contextmanager
-def sessions_of(runtime: Runtime, events: Sequence[Key3]) -> Iterator[Sessions]:
+def sessions_of(runtime: Runtime, events: Sequence[EventRef]) -> Iterator[Sessions]:
     """Open the sessions that a slice needs, and end them with the block."""
     handlers = {kind: runtime.handlers.for_type(kind) for _, _, kind in events}
     on_loop = {kind for kind, found in handlers.items() if any(h.is_async and not h.at_least_once for h in found)}

@@ -61,7 +61,7 @@ def won(run: Run, works: Sequence[Work]) -> None:
     run.runtime.measures.committed(run.delivery, [w.entry.key for w in works if not w.generation])  # how long others took tells nothing
     failed_before = [work.pair for work in works if work.failure is not None]
     for work in works:
-        work.started = False
+        work.solo_noted = False
     run.log.debug("batch.committed", events=len(works))
     run.complete(work.entry.key for work in works)
     if failed_before:

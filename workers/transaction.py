@@ -50,7 +50,7 @@ class CommitLost(Exception):
 
 def ledger_document(run: Run, work: Work) -> Document:
     """The document that proves an event processed."""
-    entry, story = work.entry, work.story
+    entry, story = work.entry, work.found
     part, batch = run.delivery.part_of(entry.key), run.batch_of(entry.key)
     document: Document = {
         "_id": entry.key,
@@ -110,14 +110,14 @@ def commit_transaction_of(run: Run, works: Sequence[Work], session: ClientSessio
     """
     collection, db = run.runtime.ledger.collection, in_transaction(run.runtime.db)
     for work in works:
-        work.began, work.result = False, None
+        work.handlers_began, work.result = False, None
     session.start_transaction(**TRANSACTION)
     try:
         _write_ledger(run, works, session)
         with session.bind(end_session=False):
             for work in works:
                 _must_be_held(run, work)
-                work.began = True
+                work.handlers_began = True
                 run_transactional(run, work, db)
         if results := [_result_update(work) for work in works if work.result is not None]:
             collection.bulk_write(results, ordered=False, session=session)
@@ -140,13 +140,13 @@ async def commit_async_transaction_of(run: Run, work: Work, session: AsyncClient
         Unanswered: nothing was written, and another try may go through.
     """
     lazy = session.operation_time is None  # no command was ever sent in it: this is the first try
-    work.began, work.result = False, None
+    work.handlers_began, work.result = False, None
     await session.start_transaction(**TRANSACTION)
     try:
         if not lazy:
             await _write_ledger_async(run, work, session)
         _must_be_held(run, work)
-        work.began = True
+        work.handlers_began = True
         async with session.bind(end_session=False):
             await run_async_transactional(run, work, run.runtime.async_db_in_transaction())
         if lazy and await _has_sent_nothing(session):

@@ -31,6 +31,7 @@ from pymongo.errors import BulkWriteError, OperationFailure
 from pymongo.read_concern import ReadConcern
 
 from app.errors import CommitUnknown, PermanentError, StoreUnavailable
+from app.messages import EventRef
 from app.naming import MESSAGE_VERSION
 from app.stores.mongo import DUPLICATE_KEY, RAW, Document, translated, unacknowledged_by_majority, usage_of
 from app.stores.records import Batch, entry_from, utc_now
@@ -107,7 +108,7 @@ class Inbox:
             raise UnknownVersion(f"batch {name} has version {version}, this software knows {MESSAGE_VERSION}: upgrade this process")
         return {document["_id"]: _batch(document) for document in known}
 
-    def entries_of(self, batch_ids: Sequence[str]) -> dict[str, list[tuple[str, str, str]]]:
+    def entries_of(self, batch_ids: Sequence[str]) -> dict[str, list[EventRef]]:
         """``(key, digest, type)`` of each event of the named batches, without bodies."""
         with translated("reading batches"):
             found = self._collection.find({"_id": {"$in": list(batch_ids)}}, {"events.key": 1, "events.digest": 1, "events.type": 1})
