@@ -19,6 +19,7 @@ from app.embedded.serverinfo import recorded_servers
 from app.errors import SettingsError
 
 PREFIX = "DEDUP_"
+DEFAULT_HOME = ".dedup"
 SERVER_URLS = ("redis_url", "broker_url", "mongo_url")
 
 MAX_SECONDS = 100 * 366 * 86_400
@@ -77,7 +78,7 @@ class Settings:
     """The Celery broker."""
     mongo_url: str
     """MongoDB, with the database's name in the path."""
-    home: Path = Path(".dedup")
+    home: Path = Path(DEFAULT_HOME)
     """Folder of the embedded servers' data and of ``servers.json``."""
 
     host: str = "127.0.0.1"
@@ -255,7 +256,7 @@ def load_settings(env: Mapping[str, str] | None = None, *, folder: Path | None =
         if raw:
             values[spec.name] = _parsed(spec.name, spec.type, raw)
     values.update(overrides)
-    home = folder / values.get("home", ".dedup")
+    home = folder / values.get("home", DEFAULT_HOME)
     values["home"] = home
     if values.get("policies") is None and (folder / "policies.toml").is_file():
         values["policies"] = folder / "policies.toml"

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.edge import Interrupted, Signals, environment, put, put_json, say
+from app.cli.edge import Interrupted, Signals, home_folder, put, put_json, say
 from app.errors import DedupError, ServerStartError
-from app.settings import PREFIX, Settings, load_settings
+from app.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from pymongo.database import Database
@@ -56,7 +56,7 @@ def demo(
     """
     from app.cli.demo_view import View, stream_for
 
-    home = (Path(environment().get(PREFIX + "HOME", ".dedup")) / "demo").absolute()
+    home = (home_folder() / "demo").absolute()
     with _alone(home):
         try:
             with View(stream_for(as_json=as_json)) as view:

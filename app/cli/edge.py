@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from app.settings import PREFIX, SERVER_URLS
+from app.settings import DEFAULT_HOME, PREFIX, SERVER_URLS, variables
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -89,11 +89,12 @@ def hanging(label: str, text: str, *, indent: int, width: int | None) -> Iterato
 
 def environment(folder: Path | None = None) -> dict[str, str]:
     """The ``DEDUP_`` variables of this process: ``.env`` in the folder, and the environment over it."""
-    from dotenv import dotenv_values
+    return {name: value for name, value in variables(folder).items() if name.startswith(PREFIX) and value}
 
-    found = dotenv_values((folder or Path.cwd()) / ".env")
-    merged = {name: value for name, value in found.items() if value is not None} | dict(os.environ)
-    return {name: value for name, value in merged.items() if name.startswith(PREFIX) and value}
+
+def home_folder() -> Path:
+    """Folder of the embedded servers' data, as the environment or the default has it."""
+    return Path(environment().get(PREFIX + "HOME", DEFAULT_HOME))
 
 
 def names_servers(env: dict[str, str]) -> bool:

@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Self
 
 import typer
 
-from app.cli.edge import console, environment, put, put_json, say
+from app.cli.edge import console, environment, home_folder, put, put_json, say
 from app.errors import PermanentError
 from app.feeds import BadLine, Row, csv_rows, json_lines, refuse
 from app.settings import MAX_BATCH_EVENTS, PREFIX
@@ -158,7 +158,7 @@ def broadcaster_url() -> str:
         return named
     from app.embedded.serverinfo import running_servers
 
-    info = running_servers(Path(env.get(PREFIX + "HOME", ".dedup")))
+    info = running_servers(home_folder())
     if info and info.broadcaster_url:
         return info.broadcaster_url
     return f"http://127.0.0.1:{env.get(PREFIX + 'PORT', '4000')}"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.edge import Interrupted, Signals, environment, put, put_json, say
+from app.cli.edge import Interrupted, Signals, home_folder, put, put_json, say
 from app.settings import PREFIX, load_settings
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def stop(home: Home = None) -> None:
 
 
 def _folder(home: Path | None) -> Path:
-    return (home or Path(environment().get(PREFIX + "HOME", ".dedup"))).absolute()
+    return (home or home_folder()).absolute()
 
 
 def _facts(info: "ServerInfo") -> dict[str, Any]:
