@@ -5,7 +5,7 @@ Every failure is written to MongoDB first, by majority and filtered by fencing t
 
 import random
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from app.errors import TransientError
 from app.events.policy import Policy
@@ -18,8 +18,10 @@ from workers.handlers import PermanentFailure, RetryLater
 from workers.run import Run, Work
 from workers.runtime import Runtime
 
+MAX_REASON = 500
+MAX_MESSAGE = 2_000
 MAX_TRACEBACK = 8_000
-"""Characters of a traceback that are kept, from its end."""
+"""Characters of what is kept of an error: of its reason and its message from the beginning, of its traceback from the end."""
 
 
 def record_failure(run: Run, work: Work, error: BaseException) -> None:
@@ -28,15 +30,16 @@ def record_failure(run: Run, work: Work, error: BaseException) -> None:
     Raises:
         StoreUnavailable, CommitUnknown: MongoDB is away; then the event is left, and no attempt is counted.
     """
-    policy = work.policy
+    policy, name, text = work.policy, type(error).__name__, _said(lambda: str(error))
     if isinstance(error, RetryLater):
-        _record(run, work, Problem(str(error)), delay_ms=max(0, int(error.seconds * 1000)), counts=False, told=type(error).__name__)
+        _record(run, work, Problem(text[:MAX_REASON]), delay_ms=int(error.seconds * 1000), counts=False, told=name)
         return
     attempts = work.attempts + 1
-    problem = Problem(f"{type(error).__name__}: {error}"[:500], _described(error))
+    trace = _said(lambda: "".join(traceback.format_exception(error)))
+    problem = Problem(f"{name}: {text}"[:MAX_REASON], {"type": name, "message": text[:MAX_MESSAGE], "traceback": trace[-MAX_TRACEBACK:]})
     dead = isinstance(error, PermanentFailure) or attempts >= policy.max_attempts
     delay_ms = None if dead else backoff_ms(policy, attempts)
-    _record(run, work, problem, delay_ms=delay_ms, told=type(error).__name__)
+    _record(run, work, problem, delay_ms=delay_ms, told=name)
 
 
 def record_deadly(run: Run, work: Work) -> None:
@@ -180,6 +183,10 @@ def backoff_ms(policy: Policy, attempts: int) -> int:
     return int(policy.longest_pause_ms(attempts) * random.uniform(0.5, 1.0))
 
 
-def _described(error: BaseException) -> dict[str, str]:
-    text = "".join(traceback.format_exception(error))
-    return {"type": type(error).__name__, "message": str(error)[:2_000], "traceback": text[-MAX_TRACEBACK:]}
+def _said(give: Callable[[], str]) -> str:
+    """What an error says of itself, which is a user's object and may raise; without lone surrogates, which MongoDB does not take."""
+    try:
+        text = give()
+    except Exception as other:  # noqa: BLE001
+        text = f"({type(other).__name__} when it was asked what it says)"
+    return text.encode("utf-8", "backslashreplace").decode()

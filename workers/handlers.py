@@ -22,6 +22,7 @@ from app.errors import DedupError, HandlerSetupError, PermanentError
 from app.events.event import Event
 from app.events.patterns import matches, overlap
 from app.events.values import find_fault
+from app.settings import MAX_SECONDS
 from app.stores.mongo import Document
 
 MAX_RESULT_BYTES = 64 * 1024
@@ -35,10 +36,16 @@ class PermanentFailure(DedupError):
 
 
 class RetryLater(DedupError):
-    """Raised by a handler: not now, and no attempt. The event comes again after ``seconds``."""
+    """Raised by a handler: not now, and no attempt. The event comes again after ``seconds``.
+
+    Raises:
+        ValueError, TypeError: the time is no number of seconds from 0 to a hundred years.
+    """
 
     def __init__(self, seconds: float, reason: str = "asked for by its handler") -> None:
         super().__init__(reason)
+        if not 0 <= seconds <= MAX_SECONDS:
+            raise ValueError(f"RetryLater takes seconds from 0 to {MAX_SECONDS}, not {seconds!r:.100}")
         self.seconds = seconds
 
 

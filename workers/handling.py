@@ -1,6 +1,7 @@
 """Running the users' handlers for one event."""
 
 import asyncio
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,15 +12,18 @@ from pymongo.errors import PyMongoError
 
 from app.outbox import without_limits
 from app.stores.records import event_of
-from workers.handlers import Context, Handler, ResultRefused, checked_result
+from workers.handlers import Context, Handler, checked_result
 from workers.run import Run, Work
+
+_EXITS_OF_THE_POOL = frozenset(-(256 - signum) for signum in signal.Signals)
+"""With these codes billiard ends a child on a signal; a handler's ``sys.exit(-1)`` is none of them."""
 
 
 class HandlerRaised(Exception):
     """A handler raised; ``error`` is what it raised."""
 
     def __init__(self, error: BaseException) -> None:
-        super().__init__(str(error))
+        super().__init__(type(error).__name__)  # its text may be anything, and raise when it is asked for
         self.error = error
 
 
@@ -69,7 +73,7 @@ async def run_async_transactional(run: Run, work: Work, db: AsyncDatabase[Any]) 
 def _checked(results: list[Any]) -> Any:
     try:
         return checked_result(results)
-    except ResultRefused as error:
+    except Exception as error:  # a user's object may raise anything when it is looked at
         raise HandlerRaised(error) from error
 
 
@@ -95,17 +99,17 @@ def _judging(run: Run, work: Work, *, inside: bool) -> Iterator[None]:
             if inside and error.has_error_label("TransientTransactionError"):
                 raise
             raise HandlerRaised(error) from error
-        except SystemExit as error:
-            if run.runtime.ending() or _by_signal(error):
+        except BaseException as error:
+            if _ends_the_process(run, error):
                 raise
-            raise HandlerRaised(error) from error  # the handler's own: an error like any other, and not the end of this process
-        except (Exception, asyncio.CancelledError) as error:  # nobody but the handler itself cancels it
-            raise HandlerRaised(error) from error
+            raise HandlerRaised(error) from error  # an exit or a cancellation of the handler's own is an error like any other
 
 
-def _by_signal(error: SystemExit) -> bool:
-    """Whether the pool ends this process: billiard exits with the negated signal then."""
-    return isinstance(error.code, int) and error.code < 0
+def _ends_the_process(run: Run, error: BaseException) -> bool:
+    """Whether it is not the handler's: the pool or the worker ends, or Ctrl-C in a program that only borrows the pipeline, as tests do."""
+    if isinstance(error, KeyboardInterrupt):
+        return signal.getsignal(signal.SIGINT) is signal.default_int_handler  # which no listener has
+    return isinstance(error, SystemExit) and (run.runtime.ending() or error.code in _EXITS_OF_THE_POOL)
 
 
 def _context(run: Run, work: Work, db: Any) -> Context:

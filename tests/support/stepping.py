@@ -5,6 +5,7 @@ A listener is a thread that runs ``workers.pipeline.process``. What its stores, 
 on none of its calls does anything, those of ``finally`` blocks neither, and the transaction that it had open stays open.
 """
 
+import signal
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -40,8 +41,11 @@ _MONGO: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 
 
-class Crashed(BaseException):
-    """This listener's process is dead."""
+class Crashed(SystemExit):
+    """This listener's process is dead: it ends as a child of the pool does on a signal."""
+
+    def __init__(self) -> None:
+        super().__init__(-(256 - signal.SIGTERM))
 
 
 class Stepper:
