@@ -53,7 +53,7 @@ def commit_suspect(run: Run, work: Work, sessions: Sessions) -> None:
     if work.attempts + lost_starts >= work.policy.max_attempts:
         record_deadly(run, work)
         return
-    due_ms = int(work.policy.max_handler_s * 1000) + 2 * run.runtime.settings.lease_ms
+    due_ms = work.policy.lease_ms + run.runtime.settings.grace_ms  # while it runs, its claim puts it off further
     with run.runtime.alone:
         try:
             failure = run.runtime.failures.record_start(work.entry, run.origin(work.entry.key, work.token), due_ms=due_ms)

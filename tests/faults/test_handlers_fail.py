@@ -30,6 +30,19 @@ def test_raising_always_ends_dead_with_body_and_traceback(system: System) -> Non
     assert "as it was told" in failure["error"]["traceback"]
 
 
+@pytest.mark.parametrize(("do", "says"), [("exit", "SystemExit: -1"), ("unwritable", "ValueError: no such file: \\udcff.csv")])
+def test_an_odd_end_is_an_attempt_and_no_end_of_the_process(system: System, do: str, says: str) -> None:
+    """G5: an exit of the handler's own, or an error that MongoDB could not hold, is written down and counted; its 49 neighbours are processed."""
+    system.up(2)
+    (bad,) = events(1, "fault.mixed", do=do)
+    system.accept([bad, *events(49, "fault.mixed")])
+    system.await_finished(30)
+    system.audit(failed=1)
+    (failure,) = system.db.failures.find()
+    assert (failure["state"], failure["attempts"], failure["starts"]) == ("dead", 3, 0)
+    assert failure["reason"] == says
+
+
 def test_permanent_failure_is_dead_at_once_and_later_is_no_attempt(system: System) -> None:
     """G5: PermanentFailure ends dead at its first attempt; RetryLater counts no attempt, however often it is said."""
     import time

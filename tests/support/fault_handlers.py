@@ -6,6 +6,7 @@ What an event is to do stands in its data. Files in ``DEDUP_TEST_GATES`` let a t
 import asyncio
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -66,7 +67,9 @@ def _entered(context: Context) -> Callable[[], bool]:
 
 @handler("fault.mixed")
 def mixed(event: Event, context: Context) -> dict[str, int] | None:
-    """Does what ``do`` says: kill, hang, raise (``times`` times, or always), dead, later, or nothing special."""
+    """Does what ``do`` says: kill, hang, raise (``times`` times, or always), exit or unwritable (from the second attempt on), dead, later, or nothing
+    special.
+    """
     do = event.data.get("do")
     if do == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -74,6 +77,12 @@ def mixed(event: Event, context: Context) -> dict[str, int] | None:
         time.sleep(3600)
     if do == "raise" and context.attempt <= event.data.get("times", 1_000_000):
         raise ValueError("as it was told")
+    if do in ("exit", "unwritable") and context.attempt == 1:
+        raise ValueError("at first like any other")
+    if do == "exit":
+        sys.exit(-1)
+    if do == "unwritable":
+        raise ValueError("no such file: \udcff.csv")
     if do == "dead":
         raise PermanentFailure("never")
     if do == "later" and time.time() < event.data["until"]:
