@@ -5,7 +5,7 @@ import time
 from pymongo.errors import PyMongoError
 
 from app.errors import PermanentError, StoreUnavailable
-from app.stores.mongo import DUPLICATE_KEY, answers, end_transactions, first_line
+from app.stores.mongo import CANNOT_HOLD, DUPLICATE_KEY, INTERRUPTED, answers, end_transactions, first_line
 from workers.failing import record_failure
 from workers.handling import HandlerRaised
 from workers.run import Run, Work
@@ -14,6 +14,9 @@ from workers.transaction import ClaimLost, CommitLost, KeyTaken, Unanswered
 
 NOT_THROUGH = (HandlerRaised, ClaimLost, KeyTaken, CommitLost, Unanswered, PyMongoError)
 """What a transaction may raise; anything else is a mistake of ours."""
+TRANSACTION_TOO_LARGE = 257
+_CUT_SHORT = frozenset({50, INTERRUPTED})
+"""Codes of a command that ran out of time, or was amid its work when its session was killed: a takeover kills what the driver may use again."""
 
 
 class TookTooLong(PermanentError):
@@ -63,14 +66,18 @@ def _judge_driver(run: Run, work: Work, error: BaseException, give_up_at: float)
         record_failure(run, work, TookTooLong(f"{limit}: {first_line(error)}"))
     elif may_go_through(error):
         return False
-    else:
+    elif (code := error_code(error)) is None or code in CANNOT_HOLD or code == TRANSACTION_TOO_LARGE:
         record_failure(run, work, error)
+    else:
+        raise StoreUnavailable(f"MongoDB refused a commit: {first_line(error)}") from error  # the server's own trouble is nobody's attempt
     return True
 
 
 def may_go_through(error: BaseException) -> bool:
     """Whether the same transaction may go through when it is tried again."""
-    return isinstance(error, Unanswered) or (isinstance(error, PyMongoError) and error.has_error_label("TransientTransactionError"))
+    if isinstance(error, Unanswered):
+        return True
+    return isinstance(error, PyMongoError) and (error.has_error_label("TransientTransactionError") or error_code(error) in _CUT_SHORT)
 
 
 def error_code(error: BaseException) -> int | None:

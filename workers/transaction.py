@@ -166,16 +166,20 @@ async def commit_async_transaction_of(run: Run, work: Work, session: AsyncClient
 
 
 async def _has_sent_nothing(session: AsyncClientSession) -> bool:
-    """Whether no command of the handlers went to MongoDB; its transaction is over then, and MongoDB never heard of it.
+    """Whether the handlers gave MongoDB no command; the transaction is over then, and MongoDB never heard of it.
 
-    Every answer, an error's too, brings the session an operation time, be the command a write, a bulk or a cursor's. A command without
-    an answer, or one that the driver could not encode, shows when the transaction is aborted: that is a command only where one was sent before.
+    Its first command takes the transaction out of its starting state before it is sent, whatever becomes of it. Every answer, an error's too,
+    brings the session an operation time, be the command a write, a bulk or a cursor's.
+
+    Raises:
+        Unanswered: a command was given, and none got an answer.
     """
-    if session.operation_time is not None:
+    nothing = session._starting_transaction  # noqa: SLF001  nothing public tells a command that got no answer from none
+    if not nothing and session.operation_time is not None:
         return False
     await session.abort_transaction()
-    if session.operation_time is not None:
-        raise Unanswered("a command of its handlers got no answer")
+    if not nothing:
+        raise Unanswered("no command of its handlers got an answer")
     return True
 
 

@@ -30,15 +30,11 @@ from pymongo.database import Database
 from pymongo.errors import BulkWriteError, OperationFailure
 from pymongo.read_concern import ReadConcern
 
-from app.errors import CommitUnknown, PermanentError, StoreUnavailable
+from app.errors import CommitUnknown, PermanentError
 from app.messages import EventRef
 from app.naming import MESSAGE_VERSION
-from app.stores.mongo import DUPLICATE_KEY, RAW, Document, translated, unacknowledged_by_majority, usage_of
+from app.stores.mongo import RAW, Document, judge_write_errors, translated, unacknowledged_by_majority, usage_of
 from app.stores.records import Batch, entry_from, utc_now
-
-_CANNOT_HOLD = frozenset({2, 9, 15, 22, 121, 10334, 17280, 17419, 17420})
-"""Codes that mean the document: too large, nested too deeply, not BSON, refused by a validator. Any other may pass: a server that takes no
-writes (371) or whose disk is full says so for each document too."""
 
 _PAGES = {"wiredTiger": {"configString": "memory_page_max=30m"}}
 """So large may a page of the collection grow in WiredTiger's cache before whoever reads it next has to write it out; by default 10 MB, which are two
@@ -71,9 +67,8 @@ class Inbox:
             try:
                 self._collection.insert_many(documents, ordered=False)
             except BulkWriteError as error:
-                details = error.details or {}
-                _judge(details.get("writeErrors", []), error)
-                if details.get("writeConcernErrors"):
+                judge_write_errors(error, "storing accepted events")  # a taken ``_id`` means that the document is there already
+                if (error.details or {}).get("writeConcernErrors"):
                     raise CommitUnknown("MongoDB did not confirm storing accepted events by a majority") from error
                 self._confirm([d["_id"] for d in documents])
 
@@ -179,16 +174,6 @@ class Inbox:
                 for e in d["events"]
                 if e["key"] == key
             ]
-
-
-def _judge(errors: Sequence[Document], error: BulkWriteError) -> None:
-    """Raise what the errors of single documents mean; a duplicate ``_id`` means that the document is there already."""
-    others = [e for e in errors if e["code"] != DUPLICATE_KEY]
-    passing = [e for e in others if e["code"] not in _CANNOT_HOLD]
-    if passing:
-        raise StoreUnavailable(f"MongoDB refused storing accepted events: {passing[0]['errmsg'][:200]}") from error
-    if others:
-        raise PermanentError(f"MongoDB cannot hold these events: {others[0]['errmsg'][:200]}") from error
 
 
 def _batch(found: Any) -> Batch:

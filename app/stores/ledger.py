@@ -34,9 +34,9 @@ from pymongo.client_session import ClientSession
 from pymongo.database import Database
 from pymongo.errors import BulkWriteError
 
-from app.errors import CommitUnknown, PermanentError
+from app.errors import CommitUnknown
 from app.naming import MESSAGE_VERSION
-from app.stores.mongo import DUPLICATE_KEY, Document, translated
+from app.stores.mongo import Document, judge_write_errors, translated
 
 
 class Committed(msgspec.Struct, frozen=True):
@@ -130,15 +130,9 @@ class Ledger:
             try:
                 self.collection.insert_many(documents, ordered=False)
             except BulkWriteError as error:
-                details = error.details or {}
-                errors = details.get("writeErrors", [])
-                if details.get("writeConcernErrors"):
+                if (error.details or {}).get("writeConcernErrors"):
                     raise CommitUnknown("MongoDB did not confirm committing events by a majority") from error
-                if not errors:
-                    raise
-                if other := [e for e in errors if e["code"] != DUPLICATE_KEY]:
-                    raise PermanentError(f"MongoDB cannot hold the event: {other[0]['errmsg'][:200]}") from error
-                return [documents[e["index"]]["_id"] for e in errors]
+                return [documents[index]["_id"] for index in judge_write_errors(error, "committing events")]
         return []
 
     def recommit(self, document: Document, generation: int, session: ClientSession | None = None) -> bool:

@@ -33,7 +33,7 @@ from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
-from app.errors import CommitUnknown, StoreUnavailable
+from app.errors import CommitUnknown, PermanentError, StoreUnavailable
 from app.settings import Settings, database_of
 
 Document = dict[str, Any]
@@ -43,7 +43,11 @@ RAW: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocument
 """Decode one level, leave what lies below as BSON bytes."""
 
 DUPLICATE_KEY = 11000
+CANNOT_HOLD = frozenset({2, 9, 15, 22, 121, 10334, 17280, 17419, 17420})
+"""Codes that mean the document: too large, nested too deeply, not BSON, refused by a validator. Any other may pass: a server that takes no
+writes (371) or whose disk is full says so for each document too."""
 NO_COLLECTION = 26
+INTERRUPTED = 11601
 _SESSION_ID = re.compile(r"[0-9a-f]{32}\Z")
 _UNKNOWN_CODES = frozenset({64, 79, 91, 189, 11600, 11602, 10107, 13435})
 """Write-concern and fail-over codes: the write may or may not last."""
@@ -124,6 +128,25 @@ def translated(doing: str) -> Iterator[None]:
         if error.code in _UNKNOWN_CODES or error.has_error_label("RetryableWriteError"):
             raise CommitUnknown(f"MongoDB did not confirm {doing}: {first_line(error)}") from error
         raise StoreUnavailable(f"MongoDB refused {doing}: {first_line(error)}") from error
+
+
+def judge_write_errors(error: BulkWriteError, doing: str) -> list[int]:
+    """Tell what the errors of single documents mean; to be called inside :func:`translated`.
+
+    Returns:
+        The places of those whose ``_id`` is taken.
+
+    Raises:
+        StoreUnavailable: the server takes no writes for a while.
+        PermanentError: it cannot hold one of the documents.
+    """
+    errors = (error.details or {}).get("writeErrors", [])
+    others = [e for e in errors if e["code"] != DUPLICATE_KEY]
+    if passing := [e for e in others if e["code"] not in CANNOT_HOLD]:
+        raise StoreUnavailable(f"MongoDB refused {doing}: {passing[0]['errmsg'][:200]}") from error
+    if others:
+        raise PermanentError(f"MongoDB cannot hold the event: {others[0]['errmsg'][:200]}") from error
+    return [e["index"] for e in errors]
 
 
 def usage_pipeline() -> list[Document]:

@@ -18,7 +18,9 @@ SUSPECT = 3
 
 @pytest.fixture
 def settings(make_settings) -> Settings:
-    return make_settings(lease_ms=1_000, grace_ms=500, sweep_ms=200, heartbeat_ms=300, listener_grace_s=5, max_handler_s=30.0, transaction_lifetime_s=60.0)
+    return make_settings(
+        lease_ms=1_000, grace_ms=500, sweep_ms=200, heartbeat_ms=300, listener_grace_s=5, max_handler_s=30.0, transaction_lifetime_s=60.0
+    )
 
 
 @pytest.mark.parametrize("forwards", [1, SUSPECT], ids=["plain", "suspect"])

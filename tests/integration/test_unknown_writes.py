@@ -3,20 +3,24 @@
 A mongod with test commands is told how to fail.
 """
 
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
 from pymongo import MongoClient
+from pymongo.errors import PyMongoError
 from redis import Redis
 
 from app.embedded.servers import EmbeddedServers
 from app.errors import CommitUnknown, StoreUnavailable
 from app.stores.failures import Origin
+from app.stores.mongo import end_transactions
 from app.stores.records import inbox_document, new_batch_id, utc_now
 from tests.support.pipelines import Plant, count_effect, entry, plant_on
 from tests.support.servers import fresh_settings
+from tests.support.waiting import eventually
 from workers.pipeline import process
 
 NOT_CONFIRMED = {"writeConcernError": {"code": 64, "codeName": "WriteConcernFailed", "errmsg": "waiting for replication timed out"}}
@@ -47,14 +51,19 @@ def plant(failing_servers, tmp_path) -> Iterator[Plant]:
 
 
 @contextmanager
-def told_to_fail(plant: Plant, command: str, how: dict[str, Any], mode: Any) -> Iterator[None]:
+def told_to_fail(plant: Plant, command: str | list[str], how: dict[str, Any], mode: Any) -> Iterator[None]:
     """These commands of listeners fail, until the end of the block."""
-    data = {"failCommands": [command], "appName": "dedup-listener-1"} | how
+    data = {"failCommands": [command] if isinstance(command, str) else command, "appName": "dedup-listener-1"} | how
     plant.db.client.admin.command("configureFailPoint", "failCommand", mode=mode, data=data)
     try:
         yield
     finally:
         plant.db.client.admin.command("configureFailPoint", "failCommand", mode="off")
+
+
+async def count_async(event: Any, context: Any) -> None:
+    """As :func:`count_effect`."""
+    await context.db["effects"].update_one({"_id": event.key}, {"$inc": {"n": 1}}, upsert=True)
 
 
 def document_of(key: str) -> dict[str, Any]:
@@ -230,3 +239,67 @@ def test_a_lost_connection_in_a_handler_s_own_call_is_no_attempt(plant):
     assert str(tally) == "won 1"
     assert plant.effects() == {"a": 1}
     assert plant.failures() == {}
+
+
+SERVERS_OWN = {
+    "MaxTimeMSExpired": 50,
+    "LockBusy": 46,
+    "NetworkInterfaceExceededTimeLimit": 202,
+    "TransactionTooOld": 225,
+    "TransactionExceededLifetimeLimitSeconds": 290,
+    "a code that nobody knows": 384,
+    "Interrupted": 11601,
+    "OutOfDiskSpace": 14031,
+}
+
+
+@pytest.mark.parametrize("code", SERVERS_OWN.values(), ids=SERVERS_OWN)
+@pytest.mark.parametrize("handler", [count_effect, count_async, None], ids=["plain", "async", "none"])
+def test_the_servers_own_trouble_at_our_write_is_nobody_s_attempt(plant, code, handler):
+    """G5: only what names the document counts as the event's."""
+    listener = plant.listener("listener-1", *([handler] if handler else []))
+    delivery = plant.accept(entry("a"))
+    with told_to_fail(plant, "insert", {"errorCode": code}, ONCE):
+        process(listener, delivery)
+    assert plant.failures() == {}
+    process(listener, delivery)
+    assert plant.ledger() == {"a": "d1"}
+    assert plant.effects() == ({"a": 1} if handler else {})
+
+
+def test_a_command_and_its_abort_without_answers_are_no_commit(plant):
+    """G2: an ``async def`` handler that swallows what its lost command raised is run again; its event is not committed without its write."""
+
+    async def handler(event, context):
+        with suppress(PyMongoError):
+            await context.db["effects"].update_one({"_id": event.key}, {"$inc": {"n": 1}}, upsert=True)
+
+    listener = plant.listener("listener-1", handler)
+    delivery = plant.accept(entry("a"))
+    with told_to_fail(plant, ["update", "abortTransaction"], CUT, {"times": 6}):
+        process(listener, delivery)
+    assert plant.ledger().keys() == plant.effects().keys()
+    plant.make_due()
+    process(listener, plant.retry(entry("a")) if plant.failures() else delivery)
+    assert (plant.ledger(), plant.effects()) == ({"a": "d1"}, {"a": 1})
+
+
+def test_a_session_killed_amid_a_command_is_no_attempt(plant):
+    """G5: a takeover kills its predecessor's session, which the driver may use for others by then."""
+    plant.db["big"].insert_one({"_id": 1})
+    entered = threading.Event()
+
+    def handler(event, context):
+        if not entered.is_set():
+            entered.set()
+            list(context.db["big"].find({"$where": "sleep(3000); return true"}))
+        count_effect(event, context)
+
+    run = plant.start(plant.listener("listener-1", handler), plant.accept(entry("a")))
+    assert entered.wait(10)
+    eventually(lambda: list(plant.db.client.admin.aggregate([{"$currentOp": {}}, {"$match": {"command.find": "big"}}])), 10)
+    [found] = plant.claims.inspect(["a"])
+    end_transactions(plant.db, {found.session})
+    run.result(20)
+    assert plant.failures() == {}
+    assert plant.effects() == {"a": 1}
