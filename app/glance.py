@@ -12,10 +12,11 @@ from celery import Celery
 from pymongo import DESCENDING
 from pymongo.database import Database
 
-from app.claims.store import ClaimStore, Client
+from app.claims.store import ClaimStore
 from app.leases import Lease
 from app.listeners import broker_channel, depth
 from app.naming import RECOVERY_QUEUE, queue_of
+from app.redis_client import Client
 from app.settings import Settings
 from app.stores.inbox import Inbox
 from app.stores.mongo import Document, server_now, translated
@@ -92,7 +93,7 @@ def held(client: Client, settings: Settings, deployment: str, keys: Sequence[str
         ``acting``: who holds which role.
 
     Raises:
-        ClaimsUnavailable: Redis is away.
+        RedisUnavailable: Redis is away.
     """
     claims = [claim for claim in ClaimStore.of(settings, client, deployment).inspect(keys) if claim and claim.state == "processing"]
     live = Counter(claim.owner for claim in claims if claim.live)

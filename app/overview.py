@@ -12,12 +12,11 @@ from typing import Any
 import msgspec
 from pymongo.database import Database
 
-from app import glance
-from app.claims import store as claims
-from app.claims.store import Client
+from app import glance, redis_client
 from app.errors import DedupError, TransientError
 from app.feeding import FeedStates
 from app.presence import Beat, Listener, Presence, known_listeners
+from app.redis_client import Client
 from app.settings import Settings
 from app.stores.capacity import measure, why_full
 from app.stores.failures import Failures
@@ -50,7 +49,7 @@ def overview(db: Database[Document], settings: Settings) -> Facts:
     keys = _part(mongo, lambda: glance.oldest_keys(db))
     deployment = _part(mongo, lambda: deployment_id(db))
     redis: Facts = {"ok": True}
-    with closing(claims.connect(settings)) as client:
+    with closing(redis_client.connect(settings)) as client:
         _part(redis, lambda: _timed(redis, lambda: _ping(client)))
         listeners = sweeper = feeds = held = deployment  # without MongoDB nobody knows under which name Redis keeps them
         if isinstance(deployment, str):
@@ -85,7 +84,7 @@ def feeds_of(client: Client, deployment: str) -> list[Facts]:
     """The foreign feeds that bridges listen to now.
 
     Raises:
-        ClaimsUnavailable: Redis is away.
+        RedisUnavailable: Redis is away.
     """
     return [msgspec.structs.asdict(state) for state in FeedStates(client, deployment).all()]
 
@@ -126,7 +125,7 @@ def _sweeper(presence: Presence) -> Facts:
 
 
 def _ping(client: Client) -> bool:
-    with claims.translated():
+    with redis_client.translated():
         return bool(client.ping())
 
 

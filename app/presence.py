@@ -21,8 +21,8 @@ import msgspec
 import structlog
 from pymongo.database import Database
 
-from app.claims.store import Client, translated
 from app.naming import MESSAGE_VERSION
+from app.redis_client import Client, translated
 from app.stores.mongo import Document
 from app.stores.mongo import translated as mongo_translated
 from app.stores.records import utc_now
@@ -93,7 +93,7 @@ class Presence:
         """Say that a node lives.
 
         Raises:
-            ClaimsUnavailable: Redis is away.
+            RedisUnavailable: Redis is away.
         """
         with translated():
             at_ms = self.now_ms()
@@ -115,7 +115,7 @@ class Presence:
         """Listeners heard of within ``within_ms``, by name.
 
         Raises:
-            ClaimsUnavailable: Redis is away.
+            RedisUnavailable: Redis is away.
         """
         with translated():
             now_ms = self.now_ms()
@@ -142,7 +142,7 @@ class Presence:
         """Remove the nodes of a listener, and what it counted.
 
         Raises:
-            ClaimsUnavailable: Redis is away.
+            RedisUnavailable: Redis is away.
         """
         with translated():
             beats = self._beats(cast(dict[bytes, bytes], self._client.hgetall(self._key)))
@@ -166,7 +166,7 @@ class Presence:
         """Say that a sweep has succeeded.
 
         Raises:
-            ClaimsUnavailable: Redis is away.
+            RedisUnavailable: Redis is away.
         """
         with translated():
             self._client.set(self._sweeper_key, self.now_ms())
@@ -175,7 +175,7 @@ class Presence:
         """When a sweep last succeeded, in ms of Redis' clock, or None when Redis knows of none.
 
         Raises:
-            ClaimsUnavailable: Redis is away.
+            RedisUnavailable: Redis is away.
         """
         with translated():
             found = cast(bytes | None, self._client.get(self._sweeper_key))
@@ -185,7 +185,7 @@ class Presence:
         """How long ago a sweep last succeeded, or None when Redis knows of none.
 
         Raises:
-            ClaimsUnavailable: Redis is away.
+            RedisUnavailable: Redis is away.
         """
         with translated():
             swept_at_ms = self.swept_at_ms()

@@ -11,7 +11,7 @@ import msgspec
 import redis
 from pymongo.database import Database
 
-from app.claims import store as claims
+from app import redis_client
 from app.naming import RECOVERY_QUEUE, queue_of
 from app.overview import feeds_of
 from app.presence import Listener, Presence
@@ -66,7 +66,7 @@ class Report:
         self._watch = watch
         self._refusals = refusals
         self._presence: Presence | None = None
-        self._claims = claims.connect(settings)
+        self._claims = redis_client.connect(settings)
         self._broker = (
             redis.Redis.from_url(settings.broker_url, socket_timeout=1.0, socket_connect_timeout=1.0)
             if settings.broker_url.startswith(("redis://", "rediss://", "unix://"))
@@ -132,12 +132,12 @@ class Report:
         return self._presence
 
     def _ping(self) -> bool:
-        with claims.translated():
+        with redis_client.translated():
             return bool(self._claims.ping())
 
     def _depths(self) -> dict[str, int]:
         assert self._broker is not None
-        with claims.translated():
+        with redis_client.translated():
             return {name: self._broker.llen(name) for name in [*map(queue_of, self._names), RECOVERY_QUEUE]}
 
 

@@ -9,7 +9,7 @@ from celery import Celery
 from pymongo.database import Database
 from redis.exceptions import RedisError
 
-from app.claims import store as claims
+from app import redis_client
 from app.doctor import redis_server
 from app.doctor.findings import Findings, skew
 from app.health import SWEPT_WITHIN_MS
@@ -108,7 +108,7 @@ def examine_listeners(findings: Findings, db: Database[Document], deployment: st
     grace_ms = settings.listener_grace_s * 1000
     heard: list[Listener] = []
     if deployment is not None:
-        with closing(claims.connect(settings)) as client:
+        with closing(redis_client.connect(settings)) as client:
             presence = Presence(client, deployment)
             heard = presence.listeners(within_ms=settings.listener_retire_s * 1000)
             swept_ms = presence.swept_before_ms()

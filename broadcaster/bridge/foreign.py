@@ -27,7 +27,7 @@ import structlog
 from pymongo.database import Database
 from socketio.exceptions import ConnectionError as SocketError
 
-from app.errors import ClaimsUnavailable, DedupError, InvalidEvent, TransientError
+from app.errors import DedupError, InvalidEvent, RedisUnavailable, TransientError
 from app.events.parsing import EventParser
 from app.events.policies import Policies
 from app.events.source_file import secret
@@ -177,7 +177,7 @@ class ForeignFeed:
         if states is not None:
             try:
                 (states.remove if leaving else states.put)(self.state())
-            except ClaimsUnavailable:
+            except RedisUnavailable:
                 return  # the next word will do
 
     # ---------------------------------------------------------------------------------------------------------- accepting

@@ -25,12 +25,12 @@ from typing import Any
 import structlog
 from celery import Celery
 
-from app.claims.store import connect as connect_redis
-from app.errors import ClaimsUnavailable, DedupError, TransientError
+from app.errors import DedupError, RedisUnavailable, TransientError
 from app.events.policies import Policies
 from app.events.sources import Source
 from app.feeding import FeedStates
 from app.messages import Announcement
+from app.redis_client import connect as connect_redis
 from app.settings import Settings
 from app.stores import mongo
 from app.stores.inbox import Inbox
@@ -139,12 +139,12 @@ class Bridge:
             try:
                 self.watch.look()
                 outage.over()
-            except ClaimsUnavailable as error:
+            except RedisUnavailable as error:
                 outage.note(error)
             if not self.watch.active:
                 self.intake.clear()
             self._stop.wait(self.watch.pause_s if self.watch.deployment else 0.02)
-        with contextlib.suppress(ClaimsUnavailable):  # then the lease ends by itself
+        with contextlib.suppress(RedisUnavailable):  # then the lease ends by itself
             self.watch.leave()
 
     def _sweep(self) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 import structlog
 
-from app.claims.store import Client
 from app.leases import Lease
 from app.naming import MESSAGE_VERSION
 from app.presence import Presence
+from app.redis_client import Client
 from app.settings import Settings
 from broadcaster.roster import Heard, Roster
 
@@ -83,7 +83,7 @@ class Watch:
         """Ask Redis once: take or renew the lease, hear who lives.
 
         Raises:
-            ClaimsUnavailable: Redis is away.
+            RedisUnavailable: Redis is away.
         """
         of = self._of
         if of is None:
@@ -103,7 +103,7 @@ class Watch:
         """Give the lease back, where this bridge has it.
 
         Raises:
-            ClaimsUnavailable: Redis is away; the lease ends by itself.
+            RedisUnavailable: Redis is away; the lease ends by itself.
         """
         self._active = False
         if self._of is not None:

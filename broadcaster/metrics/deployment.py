@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import redis
 from pymongo.database import Database
 
-from app.claims import store as claims
+from app import redis_client
 from app.feeding import FeedState, FeedStates
 from app.naming import RECOVERY_QUEUE, queue_of
 from app.presence import Listener, Presence, known_listeners
@@ -87,7 +87,7 @@ class DeploymentLook:
         self._db = db
         self._settings = settings
         self._pauses = Pauses(db)
-        self._client = claims.connect(settings)
+        self._client = redis_client.connect(settings)
         self._broker = (
             redis.Redis.from_url(settings.broker_url, socket_timeout=1.0, socket_connect_timeout=1.0)
             if settings.broker_url.startswith(("redis://", "rediss://", "unix://"))
@@ -131,7 +131,7 @@ class DeploymentLook:
         )
 
     def _ping(self) -> bool:
-        with claims.translated():
+        with redis_client.translated():
             return bool(self._client.ping())
 
     def _ask_redis(self) -> InRedis:
@@ -145,5 +145,5 @@ class DeploymentLook:
 
     def _ask_broker(self) -> dict[str, int]:
         assert self._broker is not None
-        with claims.translated():
+        with redis_client.translated():
             return {name: int(self._broker.llen(name)) for name in [*map(queue_of, self._names), RECOVERY_QUEUE]}

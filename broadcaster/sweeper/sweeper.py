@@ -11,9 +11,10 @@ import structlog
 from celery import Celery
 from pymongo.database import Database
 
-from app.claims.store import ClaimStore, Client
+from app.claims.store import ClaimStore
 from app.naming import RECOVERY_QUEUE, queue_of
 from app.presence import Presence, forget_listeners, known_listeners
+from app.redis_client import Client
 from app.settings import Settings
 from app.stores.failures import Failures
 from app.stores.ledger import Ledger
