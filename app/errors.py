@@ -2,7 +2,7 @@
 
 Two kinds are told apart by type. ``PermanentError``: the same call fails again, so say what is wrong. ``TransientError``:
 the same call may work later, so wait or leave it to the sweeper. Driver errors are wrapped in the adapters (``app.stores``,
-``app.redis_client``) and stay in ``__cause__``. A duplicate is an outcome, never an error.
+``app.redis_client``, ``app.broker``) and stay in ``__cause__``. A duplicate is an outcome, never an error.
 """
 
 
@@ -50,6 +50,10 @@ class CommitUnknown(TransientError):
 
 class RedisUnavailable(TransientError):
     """Redis did not answer in time, or answered that it is not able to serve now."""
+
+
+class BrokerUnavailable(TransientError):
+    """The broker did not answer, or refused; what was being sent may or may not have arrived."""
 
 
 class InboxFull(TransientError):

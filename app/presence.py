@@ -138,17 +138,17 @@ class Presence:
         left = {beat.listener for field, beat in beats.items() if field not in gone}
         return sorted({beats[field].listener for field in gone} - left)
 
-    def drop(self, name: str) -> None:
-        """Remove the nodes of a listener, and what it counted.
+    def drop(self, names: Sequence[str]) -> None:
+        """Remove the nodes of listeners, and what they counted.
 
         Raises:
             RedisUnavailable: Redis is away.
         """
         with translated():
             beats = self._beats(cast(dict[bytes, bytes], self._client.hgetall(self._key)))
-            if gone := [field for field, beat in beats.items() if beat.listener == name]:
+            if gone := [field for field, beat in beats.items() if beat.listener in names]:
                 self._client.hdel(self._key, *gone)
-        Totals(self._client, self._deployment).forget([name])
+        Totals(self._client, self._deployment).forget(names)
 
     def _beats(self, found: dict[bytes, bytes]) -> dict[bytes, Beat]:
         """The heartbeats that can be read, by field. One that cannot is another version's: said once, and left alone."""

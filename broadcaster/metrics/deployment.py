@@ -8,12 +8,11 @@ to one instant.
 import asyncio
 from dataclasses import dataclass
 
-import redis
 from pymongo.database import Database
 
 from app import redis_client
+from app.broker import Broker, is_redis
 from app.feeding import FeedState, FeedStates
-from app.naming import RECOVERY_QUEUE, queue_of
 from app.presence import Listener, Presence, known_listeners
 from app.settings import Settings
 from app.stores.capacity import Held, measure
@@ -88,11 +87,7 @@ class DeploymentLook:
         self._settings = settings
         self._pauses = Pauses(db)
         self._client = redis_client.connect(settings)
-        self._broker = (
-            redis.Redis.from_url(settings.broker_url, socket_timeout=1.0, socket_connect_timeout=1.0)
-            if settings.broker_url.startswith(("redis://", "rediss://", "unix://"))
-            else None
-        )
+        self._broker = Broker.of(settings, timeout_s=1.0)
         self._deployment = ""
         self._names: list[str] = []
         self._in_mongo: Look[InMongo] = Look(self._ask_mongo, fresh_s=FRESH_S)
@@ -108,14 +103,13 @@ class DeploymentLook:
         in_redis: Seen[InRedis] = Seen(error="MongoDB has not yet named the deployment")
         if self._deployment and redis_seen.value:
             in_redis = await self._in_redis.get(wait_s=WAIT_S)
-        queues = await self._queues.get(wait_s=WAIT_S) if self._broker is not None else None
+        queues = await self._queues.get(wait_s=WAIT_S) if is_redis(self._settings.broker_url) else None
         return Deployment(in_mongo=in_mongo, redis=redis_seen, in_redis=in_redis, queues=queues)
 
     def close(self) -> None:
         """Close the clients."""
         self._client.close()
-        if self._broker is not None:
-            self._broker.close()
+        self._broker.close()
 
     def _ask_mongo(self) -> InMongo:
         self._deployment = deployment_id(self._db)
@@ -144,6 +138,4 @@ class DeploymentLook:
         )
 
     def _ask_broker(self) -> dict[str, int]:
-        assert self._broker is not None
-        with redis_client.translated():
-            return {name: int(self._broker.llen(name)) for name in [*map(queue_of, self._names), RECOVERY_QUEUE]}
+        return self._broker.waiting(self._names)

@@ -12,9 +12,10 @@ from celery import Celery
 from pymongo.database import Database
 
 from app.claims.store import ClaimStore
-from app.naming import RECOVERY_QUEUE, queue_of
-from app.presence import Presence, forget_listeners, known_listeners
+from app.naming import RECOVERY_QUEUE
+from app.presence import Presence, known_listeners
 from app.redis_client import Client
+from app.retiring import retire
 from app.settings import Settings
 from app.stores.failures import Failures
 from app.stores.ledger import Ledger
@@ -23,7 +24,6 @@ from app.stores.mongo import Document
 from app.stores.pauses import Pauses
 from app.stores.progress import Pair
 from app.stores.records import utc_now
-from app.totals import Totals
 from broadcaster.roster import Roster
 from broadcaster.sending import Sender
 from broadcaster.sweeper.outbox import Outbox
@@ -164,10 +164,8 @@ class Sweeper:
         now = utc_now()
         silent |= {name for name, seen_at in known_listeners(self._db) if (now - seen_at).total_seconds() * 1000 > retire_ms}
         gone = sorted(silent - heard)
-        for name in gone:
-            self._sender.delete_queue(queue_of(name))
-            log.info("listener.retired", listener=name, silent_for_s=self._settings.listener_retire_s)
         if gone:
-            Totals(self._redis, self._deployment).forget(gone)
-            forget_listeners(self._db, gone)
+            retire(self._db, self._presence, self._sender, gone)
+        for name in gone:
+            log.info("listener.retired", listener=name, silent_for_s=self._settings.listener_retire_s)
         return gone
