@@ -34,6 +34,16 @@ def connect(settings: Settings) -> Client:
     )
 
 
+def ping(client: Client) -> bool:
+    """Whether Redis answers.
+
+    Raises:
+        RedisUnavailable: it does not.
+    """
+    with translated():
+        return bool(client.ping())
+
+
 @contextmanager
 def translated() -> Iterator[None]:
     """Turn the driver's errors into ours.

@@ -13,14 +13,14 @@ from pymongo.database import Database
 from app import redis_client
 from app.broker import Broker, is_redis
 from app.naming import queue_of
-from app.overview import feeds_of
+from app.overview import feeds_of, sweeper_of
 from app.presence import Listener, Presence
 from app.settings import Settings
 from app.stores.capacity import Held
 from app.stores.failures import Failures
 from app.stores.ledger import Ledger
 from app.stores.meta import deployment_id
-from app.stores.mongo import Document, answers, translated
+from app.stores.mongo import Document, answers
 from app.stores.records import utc_now
 from broadcaster.answers import age_s
 from broadcaster.emitter import Emitter
@@ -70,8 +70,8 @@ class Report:
         self._broker = Broker.of(settings, timeout_s=1.0)
         self._names: list[str] = []
         self.mongo: Look[bool] = Look(lambda: answers(db), fresh_s=0.5)
-        self.redis: Look[bool] = Look(self._ping, fresh_s=0.5)
-        self.sweeper: Look[dict[str, Any]] = Look(self._swept, fresh_s=0.5)
+        self.redis: Look[bool] = Look(lambda: redis_client.ping(self._client), fresh_s=0.5)
+        self.sweeper: Look[dict[str, Any]] = Look(lambda: sweeper_of(self._heard()), fresh_s=0.5)
         self._feeds: Look[list[dict[str, Any]]] = Look(self._foreign, fresh_s=0.5)
         self._alive: Look[list[Listener]] = Look(self._listeners, fresh_s=0.5)
         self._stored: Look[dict[str, Any]] = Look(self._counts, fresh_s=0.5)
@@ -112,26 +112,15 @@ class Report:
         return feeds_of(self._client, deployment_id(self._db))
 
     def _counts(self) -> dict[str, Any]:
-        ledger, failures = Ledger(self._db), Failures(self._db)
-        with translated("counting the ledger"):
-            events = ledger.collection.estimated_document_count()
-        return {"ledger": {"events": events}, "failures": failures.counts()}
+        return {"ledger": {"events": Ledger(self._db).size()}, "failures": Failures(self._db).counts()}
 
     def _listeners(self) -> list[Listener]:
         return self._heard().listeners(within_ms=self._settings.listener_grace_s * 1000)
-
-    def _swept(self) -> dict[str, Any]:
-        before_ms = self._heard().swept_before_ms()
-        return {"last_success_s": None if before_ms is None else round(before_ms / 1000, 1)}
 
     def _heard(self) -> Presence:
         if self._presence is None:
             self._presence = Presence(self._client, deployment_id(self._db))
         return self._presence
-
-    def _ping(self) -> bool:
-        with redis_client.translated():
-            return bool(self._client.ping())
 
     def _depths(self) -> dict[str, int]:
         return self._broker.waiting(self._names)

@@ -19,7 +19,7 @@ from app.stores.capacity import Held, measure
 from app.stores.failures import Failures
 from app.stores.ledger import Ledger
 from app.stores.meta import deployment_id
-from app.stores.mongo import Document, translated
+from app.stores.mongo import Document
 from app.stores.pauses import Pauses
 from app.totals import Counted, Totals
 from broadcaster.watch import Look, Seen
@@ -91,7 +91,7 @@ class DeploymentLook:
         self._deployment = ""
         self._names: list[str] = []
         self._in_mongo: Look[InMongo] = Look(self._ask_mongo, fresh_s=FRESH_S)
-        self._redis: Look[bool] = Look(self._ping, fresh_s=FRESH_S)
+        self._redis: Look[bool] = Look(lambda: redis_client.ping(self._client), fresh_s=FRESH_S)
         self._in_redis: Look[InRedis] = Look(self._ask_redis, fresh_s=FRESH_S)
         self._queues: Look[dict[str, int]] = Look(self._ask_broker, fresh_s=FRESH_S)
 
@@ -114,19 +114,13 @@ class DeploymentLook:
     def _ask_mongo(self) -> InMongo:
         self._deployment = deployment_id(self._db)
         self._names = [name for name, _ in known_listeners(self._db)]
-        with translated("counting the ledger"):
-            ledger_events = Ledger(self._db).collection.estimated_document_count()
         return InMongo(
             held=measure(self._db),
             failures=Failures(self._db).counts(),
-            ledger_events=ledger_events,
+            ledger_events=Ledger(self._db).size(),
             listeners=self._names,
             paused_types=len(self._pauses.paused()),
         )
-
-    def _ping(self) -> bool:
-        with redis_client.translated():
-            return bool(self._client.ping())
 
     def _ask_redis(self) -> InRedis:
         presence = Presence(self._client, self._deployment)
