@@ -26,7 +26,7 @@ from app.stores.progress import Pair
 from app.stores.records import utc_now
 from broadcaster.roster import Roster
 from broadcaster.sending import Sender
-from broadcaster.sweeper.outbox import Outbox
+from broadcaster.sweeper.backlog import Backlog
 from broadcaster.sweeper.report import Report
 from broadcaster.sweeper.retries import Group, Retries
 
@@ -92,7 +92,7 @@ class Sweeper:
         grace_s = min(self._settings.listener_grace_s, max(self._settings.lease_ms / 1000, 2.5 * heartbeat_s))
         self._roster = Roster(grace_s=grace_s, missing_s=2 * heartbeat_s)
         self._retried: dict[Pair, int] = {}  # failures that were sent, by their copies' places in the recovery queue
-        self._outbox = Outbox(self._settings, self._db, self._claims, self._sender, self._pauses, being_sent=self._being_sent)
+        self._backlog = Backlog(self._settings, self._db, self._claims, self._sender, self._pauses, being_sent=self._being_sent)
 
     def sweep(self) -> Report:
         """Look through the inbox and the failures once.
@@ -106,7 +106,7 @@ class Sweeper:
         listeners = self._roster.live(now)
         report = Report(listeners=len(listeners))
         due = self._due(report) if listeners else []
-        self._outbox.sweep(report, listeners, now, others=len(due))
+        self._backlog.sweep(report, listeners, now, others=len(due))
         self._retry(report, due)
         self._refute(report, now)
         self._retire(report, now)
@@ -121,7 +121,7 @@ class Sweeper:
 
     def _due(self, report: Report) -> list[Group]:
         if self._retried:
-            left = self._outbox.recovery.left(self._sender.depths([RECOVERY_QUEUE])[RECOVERY_QUEUE])
+            left = self._backlog.recovery.left(self._sender.depths([RECOVERY_QUEUE])[RECOVERY_QUEUE])
             self._retried = {pair: place for pair, place in self._retried.items() if place > left}
         due = self._retries.due(self._pauses.paused(), self._retried)
         report.refuted += due.refuted
@@ -134,7 +134,7 @@ class Sweeper:
             groups = due[: max(room, 0)]
             self._sender.send([group.outgoing for group in groups])
             for group in groups:
-                place = self._outbox.recovery.sent()
+                place = self._backlog.recovery.sent()
                 self._retried.update(dict.fromkeys(group.pairs, place))
             self._retries.note_sent(groups)
             report.retried += sum(len(group.pairs) for group in groups)

@@ -389,9 +389,9 @@ def test_g7_the_recovery_queue_is_filled_to_its_mark_oldest_first(make_place):
 
 
 def test_more_batches_than_are_looked_at_in_one_sweep_are_gone_through_soon(make_place, monkeypatch):
-    monkeypatch.setattr("broadcaster.sweeper.outbox._HEADS", 3)
+    monkeypatch.setattr("broadcaster.sweeper.backlog._HEADS", 3)
     place = make_place(queue_high_water=1)
-    monkeypatch.setattr("broadcaster.sweeper.outbox._COPIES_PER_LISTENER", 1)
+    monkeypatch.setattr("broadcaster.sweeper.backlog._COPIES_PER_LISTENER", 1)
     swept = Swept(place)
     place.beat("listener-1")
     for number in range(5):
@@ -603,7 +603,7 @@ def test_g5_failures_of_a_paused_type_do_not_hide_others(place, swept, pauses, m
 
 
 def test_parked_batches_do_not_hide_others(make_place, monkeypatch):
-    monkeypatch.setattr("broadcaster.sweeper.outbox._HEADS", 2)
+    monkeypatch.setattr("broadcaster.sweeper.backlog._HEADS", 2)
     place = make_place(queue_high_water=1)
     swept, pauses = Swept(place), Pauses(place.db)
     place.beat("listener-1")
