@@ -8,6 +8,7 @@ name takes them over.
 
 from collections.abc import Sequence
 
+import structlog
 from pymongo.database import Database
 
 from app.broker import Broker
@@ -16,6 +17,9 @@ from app.naming import queue_of
 from app.presence import Presence, forget_listeners, known_listeners
 from app.settings import Settings
 from app.stores.mongo import Document
+from app.stores.records import utc_now
+
+log = structlog.get_logger()
 
 
 class UnknownListener(PermanentError):
@@ -43,6 +47,25 @@ def forget(db: Database[Document], presence: Presence, broker: Broker, settings:
             f"{name} was heard of {seconds:.1f} s ago: stop it, and wait for {settings.listener_grace_s} s if it was killed"
         )
     retire(db, presence, broker, [name])
+
+
+def retire_silent(db: Database[Document], presence: Presence, broker: Broker, settings: Settings) -> list[str]:
+    """Retire the listeners that have been silent for ``listener_retire_s``. Returns their names.
+
+    Raises:
+        TransientError: a server is away.
+    """
+    retire_ms = settings.listener_retire_s * 1000
+    silent = set(presence.drop_silent(for_ms=retire_ms))
+    heard = {listener.name for listener in presence.listeners(within_ms=retire_ms)}
+    now = utc_now()
+    silent |= {name for name, seen_at in known_listeners(db) if (now - seen_at).total_seconds() * 1000 > retire_ms}
+    gone = sorted(silent - heard)
+    if gone:
+        retire(db, presence, broker, gone)
+    for name in gone:
+        log.info("listener.retired", listener=name, silent_for_s=settings.listener_retire_s)
+    return gone
 
 
 def retire(db: Database[Document], presence: Presence, broker: Broker, names: Sequence[str]) -> None:

@@ -34,6 +34,7 @@ from app.redis_client import connect as connect_redis
 from app.settings import Settings
 from app.stores import mongo
 from app.stores.inbox import Inbox
+from app.stores.meta import deployment_id
 from broadcaster.bridge.feed import Feed
 from broadcaster.bridge.foreign import ForeignFeed
 from broadcaster.bridge.forwarder import Forwarder
@@ -156,11 +157,12 @@ class Bridge:
             began = time.monotonic()
             pause_s = sweep_s
             try:
-                self.watch.use(self.sweeper.read_deployment())
+                deployment = deployment_id(self._db)
+                self.watch.use(deployment)
                 if self.watch.active:
                     if not was_active:
                         self.sweeper.restart()
-                    if self.sweeper.sweep().more:
+                    if self.sweeper.sweep(deployment).more:
                         pause_s = sweep_s / _SOONER
                     pause_s = max(pause_s, 2 * (time.monotonic() - began))  # however much there is, others need the servers too
                 was_active = self.watch.active

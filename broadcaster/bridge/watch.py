@@ -74,8 +74,10 @@ class Watch:
         return [heard for heard in self._listeners if now - heard.heard_at <= self._settings.listener_grace_s]
 
     def use(self, deployment: str) -> None:
-        """Watch this deployment from now on."""
+        """Watch this deployment from now on: another one once the database was dropped."""
         if self._of is None or self._of.id != deployment:
+            if self._of is not None:
+                log.warning("bridge.deployment_changed", before=self._of.id, now=deployment)
             lease = Lease(self._redis, deployment, ROLE, owner=self._owner, life_ms=self.life_ms)
             self._of = _Deployment(deployment, Presence(self._redis, deployment), lease)
 

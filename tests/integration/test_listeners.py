@@ -11,9 +11,8 @@ from app.broker import Broker
 from app.cli.main import exit_code
 from app.naming import RECOVERY_QUEUE, queue_of
 from app.presence import Beat, known_listeners, remember_listener
-from app.retiring import ListenerLives, UnknownListener, forget
+from app.retiring import ListenerLives, UnknownListener, forget, retire_silent
 from app.settings import Settings
-from broadcaster.sweeper.sweeper import Sweeper
 from tests.support.bridging import Place, place_of
 from tests.support.servers import use_settings
 
@@ -85,18 +84,15 @@ def test_one_that_lives_and_one_that_nobody_knows_are_not_forgotten(place, broke
         forget(place.db, place.presence, broker, place.settings, "nobody")
 
 
-def test_retirement_removes_the_same(place):
+def test_retirement_removes_the_same(place, broker):
     silent(place, "gone")
     deliver_to(place, "gone", unacked=1, waiting=1)
     place.db["listeners"].update_one(
         {"_id": "gone"}, {"$set": {"last_seen_at": place.db["listeners"].find_one()["last_seen_at"].replace(year=2020)}}
     )
-    sweeper = Sweeper(place.settings, place.db, place.redis, place.app)
-    sweeper.read_deployment()
 
-    assert sweeper.retire_silent() == ["gone"]
+    assert retire_silent(place.db, place.presence, broker, place.settings) == ["gone"]
     assert left_of(place, "gone") == []
-    sweeper.close()
 
 
 def test_the_commands_say_what_they_did(place, monkeypatch, tmp_path, capsys):

@@ -82,7 +82,7 @@ def test_the_sweeper_leaves_them_to_one_that_knows_and_goes_on_with_the_rest(pla
         for _ in range(100):
             now[0] += 0.2
             place.beat("listener-1")
-            sweeper.sweep()
+            sweeper.sweep(place.deployment)
         sweeper.close()
     assert {tuple(keys) for keys in keys_of(place.queue("events.recovery"))} == {("well",)}
     assert place.head(refused)
@@ -103,7 +103,7 @@ def test_many_of_them_do_not_hide_what_comes_behind(make_settings, monkeypatch):
         for _ in range(20):
             now[0] += 0.2
             place.beat("listener-1")
-            sweeper.sweep()
+            sweeper.sweep(place.deployment)
         sweeper.close()
         assert keys_of(place.queue("events.recovery")) == [["well"]]
         assert place.db.inbox.count_documents({}) == 9

@@ -10,6 +10,7 @@ import pytest
 
 from app.naming import RECOVERY_QUEUE, queue_of
 from app.presence import remember_listener
+from app.retiring import retire_silent
 from app.stores.failures import COUNTS, Origin, Problem
 from app.stores.inbox import Inbox
 from app.stores.pauses import Pauses
@@ -36,7 +37,7 @@ class Swept:
 
     def sweep(self, after_s: float = 0.0) -> Report:
         self.clock.now += after_s
-        return self.sweeper.sweep()
+        return self.sweeper.sweep(self.place.deployment)
 
     def over_a_grace(self) -> Report:
         """Two looks, a grace apart: what a batch needs to be found in no hands."""
@@ -656,7 +657,7 @@ def test_a_listener_that_is_silent_for_long_is_retired_with_its_queue(make_place
 
     def retired() -> list[str]:
         place.beat("stays")
-        return swept.sweeper.retire_silent()
+        return retire_silent(place.db, place.presence, swept.sweeper._sender, place.settings)
 
     assert retired() == []
     assert eventually(retired, 5, "the silent one to be retired") == ["gone"]
@@ -669,9 +670,20 @@ def test_a_listener_that_is_silent_for_long_is_retired_with_its_queue(make_place
 def test_a_listener_that_redis_forgot_is_retired_by_mongodbs_memory(make_place):
     place = make_place(listener_grace_s=1, listener_retire_s=2, heartbeat_ms=100)
     swept = Swept(place)
-    swept.sweep()
     remember_listener(place.db, "gone")
     place.db["listeners"].update_one({"_id": "gone"}, {"$set": {"last_seen_at": utc_now() - timedelta(seconds=10)}})
 
-    assert swept.sweeper.retire_silent() == ["gone"]
+    assert swept.sweep().retired == 0, "it is looked for now and then"
+    assert swept.sweep(after_s=30).retired == 1
+    assert list(place.db["listeners"].find()) == []
+    swept.sweeper.close()
+
+
+def test_it_can_begin_anew_before_it_has_begun(place):
+    swept = Swept(place)
+    swept.sweeper.restart()
+    place.beat("listener-1")
+    place.accept("a", at=utc_now() - timedelta(seconds=60))
+
+    assert swept.sweep().recovered == 1
     swept.sweeper.close()
