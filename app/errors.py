@@ -2,7 +2,7 @@
 
 Two kinds are told apart by type. ``PermanentError``: the same call fails again, so say what is wrong. ``TransientError``:
 the same call may work later, so wait or leave it to the sweeper. Driver errors are wrapped in the adapters (``app.stores``,
-``app.claims``) and stay in ``__cause__``. A duplicate is an outcome, never an error.
+``app.redis_client``, ``app.broker``) and stay in ``__cause__``. A duplicate is an outcome, never an error.
 """
 
 
@@ -48,8 +48,12 @@ class CommitUnknown(TransientError):
     """MongoDB did not say whether a write will last (a write-concern error or a lost reply); never taken for done."""
 
 
-class ClaimsUnavailable(TransientError):
+class RedisUnavailable(TransientError):
     """Redis did not answer in time, or answered that it is not able to serve now."""
+
+
+class BrokerUnavailable(TransientError):
+    """The broker did not answer, or refused; what was being sent may or may not have arrived."""
 
 
 class InboxFull(TransientError):

@@ -11,7 +11,7 @@ from typing import cast
 
 import msgspec
 
-from app.claims.store import Client, translated
+from app.redis_client import Client, translated
 
 EVERY_S = 2.0
 """Time between two words of a process."""
@@ -61,7 +61,7 @@ class FeedStates:
         """Say how a feed does.
 
         Raises:
-            ClaimsUnavailable: Redis is away.
+            RedisUnavailable: Redis is away.
         """
         with translated():
             said = msgspec.structs.replace(state, at_ms=self._now_ms())
@@ -72,7 +72,7 @@ class FeedStates:
         """Say that a process listens no more.
 
         Raises:
-            ClaimsUnavailable: Redis is away.
+            RedisUnavailable: Redis is away.
         """
         with translated():
             self._client.hdel(self._key, f"{state.name}@{state.node}")
@@ -81,7 +81,7 @@ class FeedStates:
         """The feeds heard of lately, by name; those long silent are removed.
 
         Raises:
-            ClaimsUnavailable: Redis is away.
+            RedisUnavailable: Redis is away.
         """
         with translated():
             found = cast(dict[bytes, bytes], self._client.hgetall(self._key))

@@ -6,16 +6,17 @@ is about all there is; each answer says about how much it is.
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
-from celery import Celery
 from pymongo import DESCENDING
 from pymongo.database import Database
 
-from app.claims.store import ClaimStore, Client
+from app.broker import Broker
+from app.claims.store import ClaimStore
 from app.leases import Lease
-from app.listeners import broker_channel, depth
 from app.naming import RECOVERY_QUEUE, queue_of
+from app.redis_client import Client
 from app.settings import Settings
 from app.stores.inbox import Inbox
 from app.stores.mongo import Document, server_now, translated
@@ -92,7 +93,7 @@ def held(client: Client, settings: Settings, deployment: str, keys: Sequence[str
         ``acting``: who holds which role.
 
     Raises:
-        ClaimsUnavailable: Redis is away.
+        RedisUnavailable: Redis is away.
     """
     claims = [claim for claim in ClaimStore.of(settings, client, deployment).inspect(keys) if claim and claim.state == "processing"]
     live = Counter(claim.owner for claim in claims if claim.live)
@@ -104,11 +105,11 @@ def queues(settings: Settings, names: Sequence[str]) -> dict[str, int]:
     """Deliveries that wait for each listener, and, under ``recovery``, for any of them.
 
     Raises:
-        BrokerAway: the broker does not answer.
+        BrokerUnavailable: the broker does not answer.
     """
-    app = Celery("status", broker=settings.broker_url, set_as_current=False)
-    with broker_channel(app) as channel:
-        return {name: depth(channel, queue_of(name)) for name in names} | {"recovery": depth(channel, RECOVERY_QUEUE)}
+    with closing(Broker.of(settings)) as broker:
+        depths = broker.waiting(names)
+    return {name: depths[queue_of(name)] for name in names} | {"recovery": depths[RECOVERY_QUEUE]}
 
 
 def reasons(db: Database[Document]) -> list[Facts]:

@@ -104,13 +104,13 @@ def _answer(port: int, path: str) -> str | None:
 
 @contextmanager
 def _presence(settings: Settings) -> Iterator["Presence"]:
-    from app.claims import store as claims
+    from app import redis_client
     from app.presence import Presence
     from app.stores import mongo
     from app.stores.meta import deployment_id
 
     db = mongo.connect(settings, role="health")
-    with closing(db.client), closing(claims.connect(settings)) as redis:
+    with closing(db.client), closing(redis_client.connect(settings)) as redis:
         yield Presence(redis, deployment_id(db))
 
 

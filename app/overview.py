@@ -12,18 +12,18 @@ from typing import Any
 import msgspec
 from pymongo.database import Database
 
-from app import glance
-from app.claims import store as claims
-from app.claims.store import Client
+from app import glance, redis_client
 from app.errors import DedupError, TransientError
 from app.feeding import FeedStates
 from app.presence import Beat, Listener, Presence, known_listeners
+from app.redis_client import Client
 from app.settings import Settings
 from app.stores.capacity import measure, why_full
 from app.stores.failures import Failures
 from app.stores.inbox import Inbox
+from app.stores.ledger import Ledger
 from app.stores.meta import deployment_id
-from app.stores.mongo import Document, server_now, translated
+from app.stores.mongo import Document, server_now
 from app.stores.pauses import Pauses
 from app.stores.records import utc_now
 
@@ -43,20 +43,20 @@ def overview(db: Database[Document], settings: Settings) -> Facts:
     inbox = _part(mongo, lambda: _inbox(db))
     failures = _part(mongo, lambda: dict(sorted(Failures(db).counts().items())))
     full = _part(mongo, lambda: why_full(measure(db), settings))
-    ledger = _part(mongo, lambda: _ledger(db))
+    ledger = _part(mongo, lambda: {"events": Ledger(db).size()})
     paused = _part(mongo, lambda: sorted(Pauses(db).paused()))
     reasons = _part(mongo, lambda: glance.reasons(db))
     recent = _part(mongo, lambda: glance.recent(db))
     keys = _part(mongo, lambda: glance.oldest_keys(db))
     deployment = _part(mongo, lambda: deployment_id(db))
     redis: Facts = {"ok": True}
-    with closing(claims.connect(settings)) as client:
-        _part(redis, lambda: _timed(redis, lambda: _ping(client)))
+    with closing(redis_client.connect(settings)) as client:
+        _part(redis, lambda: _timed(redis, lambda: redis_client.ping(client)))
         listeners = sweeper = feeds = held = deployment  # without MongoDB nobody knows under which name Redis keeps them
         if isinstance(deployment, str):
             presence = Presence(client, deployment)
             listeners = _part(redis, lambda: _listeners(db, presence, settings))
-            sweeper = _part(redis, lambda: _sweeper(presence))
+            sweeper = _part(redis, lambda: sweeper_of(presence))
             feeds = _part(redis, lambda: feeds_of(client, deployment))
             held = _part(redis, lambda: glance.held(client, settings, deployment, keys)) if isinstance(keys, list) else keys
     broker: Facts = {"ok": True}
@@ -85,9 +85,19 @@ def feeds_of(client: Client, deployment: str) -> list[Facts]:
     """The foreign feeds that bridges listen to now.
 
     Raises:
-        ClaimsUnavailable: Redis is away.
+        RedisUnavailable: Redis is away.
     """
     return [msgspec.structs.asdict(state) for state in FeedStates(client, deployment).all()]
+
+
+def sweeper_of(presence: Presence) -> Facts:
+    """``last_success_s``: how many seconds ago a sweep last succeeded; None when Redis knows of none.
+
+    Raises:
+        RedisUnavailable: Redis is away.
+    """
+    before_ms = presence.swept_before_ms()
+    return {"last_success_s": None if before_ms is None else round(before_ms / 1000, 1)}
 
 
 def _part(store: Facts, read: Callable[[], Any]) -> Any:
@@ -113,21 +123,6 @@ def _inbox(db: Database[Document]) -> Facts:
     oldest_at = inbox.oldest_at()
     age_s = None if oldest_at is None else round(max(0.0, (utc_now() - oldest_at).total_seconds()), 3)
     return {"batches": inbox.size(), "oldest_age_s": age_s}
-
-
-def _ledger(db: Database[Document]) -> Facts:
-    with translated("counting the ledger"):
-        return {"events": db["events"].estimated_document_count()}
-
-
-def _sweeper(presence: Presence) -> Facts:
-    before_ms = presence.swept_before_ms()
-    return {"last_success_s": None if before_ms is None else round(before_ms / 1000, 1)}
-
-
-def _ping(client: Client) -> bool:
-    with claims.translated():
-        return bool(client.ping())
 
 
 def _listeners(db: Database[Document], presence: Presence, settings: Settings) -> list[Facts]:

@@ -21,8 +21,8 @@ import msgspec
 import structlog
 from pymongo.database import Database
 
-from app.claims.store import Client, translated
 from app.naming import MESSAGE_VERSION
+from app.redis_client import Client, translated
 from app.stores.mongo import Document
 from app.stores.mongo import translated as mongo_translated
 from app.stores.records import utc_now
@@ -93,7 +93,7 @@ class Presence:
         """Say that a node lives.
 
         Raises:
-            ClaimsUnavailable: Redis is away.
+            RedisUnavailable: Redis is away.
         """
         with translated():
             at_ms = self.now_ms()
@@ -115,7 +115,7 @@ class Presence:
         """Listeners heard of within ``within_ms``, by name.
 
         Raises:
-            ClaimsUnavailable: Redis is away.
+            RedisUnavailable: Redis is away.
         """
         with translated():
             now_ms = self.now_ms()
@@ -138,17 +138,17 @@ class Presence:
         left = {beat.listener for field, beat in beats.items() if field not in gone}
         return sorted({beats[field].listener for field in gone} - left)
 
-    def drop(self, name: str) -> None:
-        """Remove the nodes of a listener, and what it counted.
+    def drop(self, names: Sequence[str]) -> None:
+        """Remove the nodes of listeners, and what they counted.
 
         Raises:
-            ClaimsUnavailable: Redis is away.
+            RedisUnavailable: Redis is away.
         """
         with translated():
             beats = self._beats(cast(dict[bytes, bytes], self._client.hgetall(self._key)))
-            if gone := [field for field, beat in beats.items() if beat.listener == name]:
+            if gone := [field for field, beat in beats.items() if beat.listener in names]:
                 self._client.hdel(self._key, *gone)
-        Totals(self._client, self._deployment).forget([name])
+        Totals(self._client, self._deployment).forget(names)
 
     def _beats(self, found: dict[bytes, bytes]) -> dict[bytes, Beat]:
         """The heartbeats that can be read, by field. One that cannot is another version's: said once, and left alone."""
@@ -166,7 +166,7 @@ class Presence:
         """Say that a sweep has succeeded.
 
         Raises:
-            ClaimsUnavailable: Redis is away.
+            RedisUnavailable: Redis is away.
         """
         with translated():
             self._client.set(self._sweeper_key, self.now_ms())
@@ -175,7 +175,7 @@ class Presence:
         """When a sweep last succeeded, in ms of Redis' clock, or None when Redis knows of none.
 
         Raises:
-            ClaimsUnavailable: Redis is away.
+            RedisUnavailable: Redis is away.
         """
         with translated():
             found = cast(bytes | None, self._client.get(self._sweeper_key))
@@ -185,7 +185,7 @@ class Presence:
         """How long ago a sweep last succeeded, or None when Redis knows of none.
 
         Raises:
-            ClaimsUnavailable: Redis is away.
+            RedisUnavailable: Redis is away.
         """
         with translated():
             swept_at_ms = self.swept_at_ms()

@@ -217,7 +217,7 @@ class Stack:
             TransientError: a store is away.
         """
         if self._presence is None:
-            from app.claims import store as claims
+            from app import redis_client
             from app.presence import Presence
             from app.stores import mongo
             from app.stores.meta import deployment_id
@@ -225,7 +225,7 @@ class Stack:
             db = mongo.connect(self.settings, role="stack")
             with closing(db.client):
                 deployment = deployment_id(db)
-            self._presence = Presence(claims.connect(self.settings), deployment)
+            self._presence = Presence(redis_client.connect(self.settings), deployment)
         return self._presence
 
 

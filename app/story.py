@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from pymongo.database import Database
 
-from app.claims import store as claims
+from app import redis_client
 from app.claims.store import ClaimStore
 from app.errors import TransientError
 from app.settings import Settings
@@ -61,7 +61,7 @@ def claim_of(db: Database[Document], settings: Settings, key: str) -> dict[str, 
     Raises:
         StoreUnavailable: MongoDB is away.
     """
-    client = claims.connect(settings)
+    client = redis_client.connect(settings)
     try:
         found = ClaimStore.of(settings, client, deployment_id(db)).inspect([key])[0]
     except TransientError as error:

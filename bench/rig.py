@@ -28,6 +28,7 @@ from app.errors import ServerStartError
 from app.settings import Settings, load_settings
 from app.stack import environment_of, placeholder_urls
 from app.stores import mongo
+from app.stores.inbox import Inbox
 from app.stores.ledger import Ledger
 from bench.load import Load
 from bench.producers import over_http
@@ -199,11 +200,11 @@ class Rig:
 
     def processed(self) -> int:
         """Documents in the ledger, by its metadata, which count those of open transactions too."""
-        return int(self.db["events"].estimated_document_count())
+        return Ledger(self.db).size()
 
     def in_inbox(self) -> int:
         """Batches in the inbox, by its metadata."""
-        return int(self.db["inbox"].estimated_document_count())
+        return Inbox(self.db).size()
 
     # --------------------------------------------------------------------------------------------------------- waiting
 

@@ -8,19 +8,19 @@ from collections import Counter
 from typing import Any
 
 import msgspec
-import redis
 from pymongo.database import Database
 
-from app.claims import store as claims
-from app.naming import RECOVERY_QUEUE, queue_of
-from app.overview import feeds_of
+from app import redis_client
+from app.broker import Broker, is_redis
+from app.naming import queue_of
+from app.overview import feeds_of, sweeper_of
 from app.presence import Listener, Presence
 from app.settings import Settings
 from app.stores.capacity import Held
 from app.stores.failures import Failures
 from app.stores.ledger import Ledger
 from app.stores.meta import deployment_id
-from app.stores.mongo import Document, answers, translated
+from app.stores.mongo import Document, answers
 from app.stores.records import utc_now
 from broadcaster.answers import age_s
 from broadcaster.emitter import Emitter
@@ -66,16 +66,12 @@ class Report:
         self._watch = watch
         self._refusals = refusals
         self._presence: Presence | None = None
-        self._claims = claims.connect(settings)
-        self._broker = (
-            redis.Redis.from_url(settings.broker_url, socket_timeout=1.0, socket_connect_timeout=1.0)
-            if settings.broker_url.startswith(("redis://", "rediss://", "unix://"))
-            else None
-        )
+        self._client = redis_client.connect(settings)
+        self._broker = Broker.of(settings, timeout_s=1.0)
         self._names: list[str] = []
         self.mongo: Look[bool] = Look(lambda: answers(db), fresh_s=0.5)
-        self.redis: Look[bool] = Look(self._ping, fresh_s=0.5)
-        self.sweeper: Look[dict[str, Any]] = Look(self._swept, fresh_s=0.5)
+        self.redis: Look[bool] = Look(lambda: redis_client.ping(self._client), fresh_s=0.5)
+        self.sweeper: Look[dict[str, Any]] = Look(lambda: sweeper_of(self._heard()), fresh_s=0.5)
         self._feeds: Look[list[dict[str, Any]]] = Look(self._foreign, fresh_s=0.5)
         self._alive: Look[list[Listener]] = Look(self._listeners, fresh_s=0.5)
         self._stored: Look[dict[str, Any]] = Look(self._counts, fresh_s=0.5)
@@ -87,7 +83,9 @@ class Report:
         redis_seen = await self.redis.get(wait_s=WAIT_S)
         listeners = await self._alive.get(wait_s=WAIT_S)
         self._names = [listener.name for listener in listeners.value or ()]
-        queues = await self._queues.get(wait_s=WAIT_S) if self._broker else Seen(error="only Redis brokers are asked")
+        queues = (
+            await self._queues.get(wait_s=WAIT_S) if is_redis(self._settings.broker_url) else Seen(error="only Redis brokers are asked")
+        )
         accepted = self._accepted
         return {
             "accepted": {
@@ -111,34 +109,21 @@ class Report:
         return {"error": seen.error} if seen.value is None else seen.value
 
     def _foreign(self) -> list[dict[str, Any]]:
-        return feeds_of(self._claims, deployment_id(self._db))
+        return feeds_of(self._client, deployment_id(self._db))
 
     def _counts(self) -> dict[str, Any]:
-        ledger, failures = Ledger(self._db), Failures(self._db)
-        with translated("counting the ledger"):
-            events = ledger.collection.estimated_document_count()
-        return {"ledger": {"events": events}, "failures": failures.counts()}
+        return {"ledger": {"events": Ledger(self._db).size()}, "failures": Failures(self._db).counts()}
 
     def _listeners(self) -> list[Listener]:
         return self._heard().listeners(within_ms=self._settings.listener_grace_s * 1000)
 
-    def _swept(self) -> dict[str, Any]:
-        before_ms = self._heard().swept_before_ms()
-        return {"last_success_s": None if before_ms is None else round(before_ms / 1000, 1)}
-
     def _heard(self) -> Presence:
         if self._presence is None:
-            self._presence = Presence(self._claims, deployment_id(self._db))
+            self._presence = Presence(self._client, deployment_id(self._db))
         return self._presence
 
-    def _ping(self) -> bool:
-        with claims.translated():
-            return bool(self._claims.ping())
-
     def _depths(self) -> dict[str, int]:
-        assert self._broker is not None
-        with claims.translated():
-            return {name: self._broker.llen(name) for name in [*map(queue_of, self._names), RECOVERY_QUEUE]}
+        return self._broker.waiting(self._names)
 
 
 def _inbox(seen: Seen[Held]) -> dict[str, Any]:

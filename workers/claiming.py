@@ -1,7 +1,7 @@
 """Step 1, claim: one round trip to Redis for a slice; and what a takeover owes before it goes on."""
 
 from app.claims.store import Answer
-from app.errors import ClaimsUnavailable
+from app.errors import RedisUnavailable
 from app.messages import EventRef
 from app.stores.mongo import end_transactions
 from workers.run import Run
@@ -17,7 +17,7 @@ def claim(run: Run, events: list[EventRef], sessions: Sessions, *, lease_ms: int
         The events that were won, and those that Redis holds with another digest; the rest is counted as skipped.
 
     Raises:
-        ClaimsUnavailable: Redis is away.
+        RedisUnavailable: Redis is away.
     """
     try:
         with run.runtime.measures.timing("claim", run.delivery.deployment):
@@ -29,7 +29,7 @@ def claim(run: Run, events: list[EventRef], sessions: Sessions, *, lease_ms: int
                 lease_ms=lease_ms,
                 sessions=[sessions.id_for(key) for key, _, _ in events] if sessions.any else (),
             )
-    except ClaimsUnavailable:
+    except RedisUnavailable:
         run.held.update((key, digest) for key, digest, _ in events)  # some may be claimed: they are given back at the end
         raise
     won: list[Claimed] = []

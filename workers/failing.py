@@ -80,7 +80,7 @@ def quarantine(run: Run, conflicts: Sequence[tuple[Entry, str]]) -> None:
         conflicts: events, each with the digest that was seen to hold its key.
 
     Raises:
-        StoreUnavailable, CommitUnknown, ClaimsUnavailable: a server is away.
+        StoreUnavailable, CommitUnknown, RedisUnavailable: a server is away.
     """
     if not conflicts:
         return

@@ -28,8 +28,7 @@ from celery.signals import (
 )
 from kombu import Exchange, Queue
 
-from app import telemetry
-from app.claims import store as claims
+from app import redis_client, telemetry
 from app.errors import DedupError, TransientError
 from app.events.policies import Policies
 from app.naming import RECOVERY_QUEUE, listener_of, queue_of
@@ -74,7 +73,7 @@ class Heart(threading.Thread):
         self._beat = Beat(node=node, listener=listener_of(node), pid=os.getpid(), started_ms=int(time.time() * 1000))
         self._stopping = threading.Event()
         self._lock = threading.Lock()
-        self._redis = claims.connect(settings)
+        self._redis = redis_client.connect(settings)
         self._db = mongo.connect(settings, role=f"{self._beat.listener}-heartbeat")
         self._presence: Presence | None = None
         self._remembered_at = float("-inf")

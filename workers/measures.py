@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
-from app.claims.store import Client
-from app.errors import ClaimsUnavailable
+from app.errors import RedisUnavailable
 from app.messages import Delivery, Part
+from app.redis_client import Client
 from app.totals import BOUNDS_S, OTHER, Totals, duration_fields, new_process, outcome_field
 from workers.tally import Tally
 
@@ -85,7 +85,7 @@ class Measures:
         """Add what has been counted.
 
         Raises:
-            ClaimsUnavailable: Redis is away; the next call tries again.
+            RedisUnavailable: Redis is away; the next call tries again.
         """
         with self._adding:
             with self._lock:
@@ -140,7 +140,7 @@ class Measures:
                 self.add_now()
                 if ending:
                     self.add_now()  # what had to wait behind one whose answer was lost
-            except ClaimsUnavailable:
+            except RedisUnavailable:
                 continue
 
 

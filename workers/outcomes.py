@@ -10,10 +10,10 @@ import time
 from collections import Counter
 from itertools import islice
 
-from app.claims.store import Client, translated
-from app.errors import ClaimsUnavailable
+from app.errors import RedisUnavailable
 from app.messages import Delivery
 from app.outcomes import SAMPLE_EVENTS, Told, channel, encoded, watched_key
+from app.redis_client import Client, translated
 from workers.tally import Tally
 
 LOOK_S = 1.0
@@ -78,7 +78,7 @@ class Outcomes:
         try:
             with translated():
                 watched = bool(self._client.exists(watched_key(deployment)))
-        except ClaimsUnavailable:
+        except RedisUnavailable:
             self._looks[deployment] = (False, time.monotonic() + LOOK_AGAIN_S)
             return False
         self._looks[deployment] = (watched, time.monotonic() + LOOK_S)
@@ -93,7 +93,7 @@ class Outcomes:
             with self._lock:
                 counts, self._counts = self._counts, {}
                 events, self._events = self._events, {}
-            with contextlib.suppress(ClaimsUnavailable), translated():
+            with contextlib.suppress(RedisUnavailable), translated():
                 for deployment, counted in counts.items():
                     told = Told(listener=self._listener, events=events.get(deployment, []), **counted)
                     self._client.publish(channel(deployment), encoded(told))

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import structlog
 
 from app.claims.store import ClaimStore, Held
-from app.errors import ClaimsUnavailable
+from app.errors import RedisUnavailable
 
 log = structlog.get_logger()
 
@@ -116,7 +116,7 @@ class Renewal:
             store = group[0][1]
             try:
                 answers = store.renew([claim for _, _, claim in group])
-            except ClaimsUnavailable as error:
+            except RedisUnavailable as error:
                 log.warning("claim.renewal_failed", claims=len(group), error=str(error))
                 continue
             for (one, _, claim), kept in zip(group, answers, strict=True):
@@ -136,7 +136,7 @@ class Renewal:
             keys = [claim.key for claim in dropped if claim.claim_id == claim_id]
             try:
                 store.release(keys, claim_id=claim_id)
-            except ClaimsUnavailable as error:
+            except RedisUnavailable as error:
                 log.warning("claim.release_failed", keys=len(keys), error=str(error))
 
 

@@ -9,7 +9,7 @@ import msgspec
 import structlog
 
 from app.claims.store import Answer, ClaimStore, Held, new_claim_id
-from app.errors import ClaimsUnavailable
+from app.errors import RedisUnavailable
 from app.events.policy import Policy
 from app.messages import Delivery, EventRef
 from app.stores.failures import Failure, Origin
@@ -144,7 +144,7 @@ class Run:
         self.runtime.renewal.drop(self.claim_id, [key for key, _ in mine])
         try:
             self.claims.complete([k for k, _ in mine], [d for _, d in mine], claim_id=self.claim_id, owner=self.listener)
-        except ClaimsUnavailable as error:
+        except RedisUnavailable as error:
             self.log.warning("claim.complete_failed", keys=len(mine), error=str(error))
 
     def release(self, keys: Iterable[str]) -> None:
@@ -155,7 +155,7 @@ class Run:
         self.runtime.renewal.drop(self.claim_id, mine)
         try:
             self.claims.release(mine, claim_id=self.claim_id)
-        except ClaimsUnavailable as error:
+        except RedisUnavailable as error:
             self.log.warning("claim.release_failed", keys=len(mine), error=str(error))
 
     def confirm(self, pairs: Iterable[Pair]) -> None:

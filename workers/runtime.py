@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.database import Database
 
-from app.claims import store as claims
-from app.claims.store import ClaimStore, Client
+from app import redis_client
+from app.claims.store import ClaimStore
 from app.events.policies import Policies
+from app.redis_client import Client
 from app.settings import Settings
 from app.stores import mongo
 from app.stores.failures import Failures
@@ -77,7 +78,7 @@ class Runtime:
             PolicyError: the policy file is wrong.
         """
         db = mongo.connect(settings, role=listener)
-        redis = claims.connect(settings)
+        redis = redis_client.connect(settings)
         measures = Measures(redis, listener, every_s=settings.heartbeat_ms / 1000)
         return cls(
             settings=settings,

@@ -14,24 +14,17 @@ there are two winners, and the ledger lets one commit stand.
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from importlib.resources import files
 from typing import Any, Literal, cast
 
 import msgspec
-import redis
-from redis.backoff import ExponentialBackoff
 from redis.commands.core import Script
-from redis.exceptions import RedisError
-from redis.retry import Retry
 
 from app.claims.marks import SHORT, digests_in, heads_of, is_short, long_head_of, marks_of, owner_in
-from app.errors import ClaimsUnavailable
+from app.redis_client import Client, translated
 from app.settings import Settings
 
 Outcome = Literal["won", "busy", "done", "conflict"]
-Client = redis.Redis
-"""A client that returns bytes (``decode_responses`` off)."""
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -84,34 +77,6 @@ class Found(msgspec.Struct, frozen=True):
     previous_owner: str = ""
 
 
-def connect(settings: Settings) -> Client:
-    """A client for claims and heartbeats; lazily connected, bytes in and out.
-
-    It repeats a call whose reply was late, twice; every script here bears that.
-    """
-    timeout_s = settings.redis_timeout_ms / 1000
-    return redis.Redis.from_url(
-        settings.redis_url,
-        socket_timeout=timeout_s,
-        socket_connect_timeout=timeout_s,
-        retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), 2),
-        health_check_interval=15,
-    )
-
-
-@contextmanager
-def translated() -> Iterator[None]:
-    """Turn the driver's errors into ours.
-
-    Raises:
-        ClaimsUnavailable: Redis is away, loading, read-only, out of memory, or refuses.
-    """
-    try:
-        yield
-    except RedisError as error:
-        raise ClaimsUnavailable(f"Redis did not serve: {str(error)[:200]}") from error
-
-
 def new_claim_id() -> str:
     """A claim id: 16 random URL-safe characters (96 bits), one per task execution."""
     return secrets.token_urlsafe(12)
@@ -121,7 +86,7 @@ class ClaimStore:
     """Claims of one deployment. Thread-safe; not to be carried over a fork.
 
     Args:
-        client: from :func:`connect`.
+        client: from :func:`app.redis_client.connect`.
         deployment: the deployment's id, from MongoDB.
         px_ms: life of a claim's key; far longer than any lease, so that takeovers are seen.
         done_ttl_ms: how long a finished key is remembered.
@@ -169,7 +134,7 @@ class ClaimStore:
             An answer per key, in order.
 
         Raises:
-            ClaimsUnavailable: Redis is away; some keys may be claimed, and a repeated call answers them ``won``.
+            RedisUnavailable: Redis is away; some keys may be claimed, and a repeated call answers them ``won``.
         """
         reply = self._run(self._claim, keys, [claim_id, owner, lease_ms, self._px_ms, *digests, *sessions])
         meanings: dict[int | bytes, Answer] = {}
@@ -194,7 +159,7 @@ class ClaimStore:
             For each, whether it is held. False means that another claim id holds the key or that it is done: stop working.
 
         Raises:
-            ClaimsUnavailable: Redis is away; whether the leases run on is unknown.
+            RedisUnavailable: Redis is away; whether the leases run on is unknown.
         """
         if not claims:
             return []

@@ -205,7 +205,7 @@ class Watch:
         return Snapshot(
             events=self._events,
             accepted=accepted,
-            processed=self._ledger.collection.estimated_document_count(),
+            processed=self._ledger.size(),
             failures=sum(self._failures.counts().values()),
             listeners=self._listeners(),
         )

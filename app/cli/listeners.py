@@ -39,19 +39,20 @@ def forget(
     Nothing is lost with a queue: its deliveries are copies, and their events are in the inbox. A name that starts again is a new
     listener, which receives what comes from then on.
     """
+    from app import redis_client
+    from app.broker import Broker
     from app.celery import app
-    from app.claims import store as claims
-    from app.listeners import forget as forget_one
     from app.presence import Presence
+    from app.retiring import forget as forget_one
     from app.stores import mongo
     from app.stores.meta import deployment_id
 
     settings = load_settings()
     db = mongo.connect(settings, role="listeners")
-    with closing(db.client), closing(claims.connect(settings)) as redis:
+    with closing(db.client), closing(redis_client.connect(settings)) as redis, closing(Broker(app.connection_for_write)) as broker:
         presence = Presence(redis, deployment_id(db))
         for name in names:
-            forget_one(db, presence, app, settings, name)
+            forget_one(db, presence, broker, settings, name)
             put(f"{plain(name)} is forgotten")
 
 

@@ -68,11 +68,11 @@ def _tell(former: "Former", *, dry_run: bool, as_json: bool) -> None:
 
 def _forget_marks(db: "Database[dict[str, Any]]", settings: Settings, reopened: "list[Former]") -> None:
     """Delete marks of done, which the ledger refutes now, so that the events need not wait for the sweeper to do so."""
-    from app.claims import store as claims
+    from app import redis_client
     from app.claims.store import ClaimStore
     from app.stores.meta import deployment_id
 
-    with closing(claims.connect(settings)) as client:
+    with closing(redis_client.connect(settings)) as client:
         try:
             store = ClaimStore.of(settings, client, deployment_id(db))
             store.forget_done([former.key for former in reopened], [former.digest for former in reopened])

@@ -8,6 +8,7 @@ writes. Not guaranteed: that what was not looked at is well; the settings are th
 from contextlib import closing
 from urllib.parse import urlsplit
 
+from app.broker import is_redis
 from app.doctor import flow, local, mongo_server, redis_server
 from app.doctor.findings import Finding, Findings
 from app.errors import TransientError
@@ -41,7 +42,7 @@ def _redis(findings: Findings, settings: Settings) -> bool:
     if claims.netloc == broker.netloc and claims.scheme == broker.scheme:
         return redis_server.examine(findings, settings.redis_url, settings, role="claims and broker")
     serves = redis_server.examine(findings, settings.redis_url, settings, role="claims")
-    if broker.scheme.startswith(("redis", "unix")):
+    if is_redis(settings.broker_url):
         redis_server.examine(findings, settings.broker_url, settings, role="broker")
     else:
         findings.ok("broker", f"Celery's transport is {broker.scheme}: its server's own settings are not looked at")

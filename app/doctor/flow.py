@@ -1,19 +1,18 @@
 """What flows, as the stores and the broker have it: deployment, listeners and their clocks, queues, sweeper, inbox, failures."""
 
 import re
-from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
-from celery import Celery
 from pymongo.database import Database
 from redis.exceptions import RedisError
 
-from app.claims import store as claims
+from app import redis_client
+from app.broker import Broker, is_redis
 from app.doctor import redis_server
 from app.doctor.findings import Findings, skew
+from app.errors import BrokerUnavailable
 from app.health import SWEPT_WITHIN_MS
-from app.listeners import BrokerAway, broker_channel, depth
 from app.naming import RECOVERY_QUEUE, queue_of
 from app.presence import Listener, Presence, known_listeners
 from app.settings import Settings
@@ -108,7 +107,7 @@ def examine_listeners(findings: Findings, db: Database[Document], deployment: st
     grace_ms = settings.listener_grace_s * 1000
     heard: list[Listener] = []
     if deployment is not None:
-        with closing(claims.connect(settings)) as client:
+        with closing(redis_client.connect(settings)) as client:
             presence = Presence(client, deployment)
             heard = presence.listeners(within_ms=settings.listener_retire_s * 1000)
             swept_ms = presence.swept_before_ms()
@@ -144,17 +143,16 @@ def _clocks(findings: Findings, alive: Any) -> None:
 
 def _queues(findings: Findings, settings: Settings, alive: set[str], silent_s: dict[str, float]) -> None:
     """Queues that nobody takes from, and how much waits in which."""
-    names = {name: queue_of(name) for name in alive | set(silent_s)}
-    app = Celery("doctor", broker=settings.broker_url, set_as_current=False)
+    names = alive | set(silent_s)
     try:
-        with broker_channel(app) as channel:
-            for queue in _at_broker(channel, settings):
-                names.setdefault(queue.removeprefix("events."), queue)
-            depths = {name: depth(channel, queue) for name, queue in names.items()}
-            recovery = depth(channel, RECOVERY_QUEUE)
-    except BrokerAway as error:
+        with closing(Broker.of(settings)) as broker:
+            names |= {queue.removeprefix("events.") for queue in _at_broker(broker, settings)}
+            found = broker.waiting(names)
+    except BrokerUnavailable as error:
         findings.problem("broker", str(error), "start it, or correct DEDUP_BROKER_URL: until then the bridge waits, and events with it")
         return
+    recovery = found.pop(RECOVERY_QUEUE)
+    depths = {name: found[queue_of(name)] for name in names}
     left = sorted(name for name, waiting in depths.items() if name not in alive and waiting)
     for name in left:
         since = f"silent for {silent_s[name]:.0f} s" if name in silent_s else "of whom nobody has heard"
@@ -181,16 +179,14 @@ def _queues(findings: Findings, settings: Settings, alive: set[str], silent_s: d
         findings.ok("queues", f"{sum(depths.values()) + recovery:,} deliveries wait, all for listeners that live")
 
 
-def _at_broker(channel: Any, settings: Settings) -> Iterator[str]:
+def _at_broker(broker: Broker, settings: Settings) -> set[str]:
     """Queues at the broker, where it is Redis and lets one look; others are known by the names of listeners."""
-    if not settings.broker_url.startswith(("redis", "unix", "valkey")):
-        return
-    try:
-        scanned = redis_server.scan(channel.client, "events.*")
-        keys = [key for key in scanned[0] if channel.client.type(key) == b"list"] if scanned else []
-    except RedisError:
-        return
-    for key in keys:
-        queue = key.decode(errors="replace").partition("\x06")[0]
-        if queue != RECOVERY_QUEUE:
-            yield queue
+    if not is_redis(settings.broker_url):
+        return set()
+    with broker.channel() as channel:
+        try:
+            scanned = redis_server.scan(channel.client, "events.*")
+            keys = [key for key in scanned[0] if channel.client.type(key) == b"list"] if scanned else []
+        except RedisError:
+            return set()
+    return {key.decode(errors="replace").partition("\x06")[0] for key in keys} - {RECOVERY_QUEUE}

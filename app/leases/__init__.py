@@ -12,7 +12,7 @@ leases are used for here bears that. Redis away: nobody learns anything new, and
 
 from importlib.resources import files
 
-from app.claims.store import Client, translated
+from app.redis_client import Client, translated
 
 
 class Lease:
@@ -42,7 +42,7 @@ class Lease:
             Whether this process has it now.
 
         Raises:
-            ClaimsUnavailable: Redis is away; who has it is unknown.
+            RedisUnavailable: Redis is away; who has it is unknown.
         """
         with translated():
             return bool(self._hold(keys=[self._key], args=[self._owner, self._life_ms]))
@@ -51,7 +51,7 @@ class Lease:
         """Give the lease back, so that another process need not wait for its end. Returns whether this process had it.
 
         Raises:
-            ClaimsUnavailable: Redis is away; the lease ends by itself.
+            RedisUnavailable: Redis is away; the lease ends by itself.
         """
         with translated():
             return bool(self._release(keys=[self._key], args=[self._owner]))
@@ -60,7 +60,7 @@ class Lease:
         """Who has it now, or None.
 
         Raises:
-            ClaimsUnavailable: Redis is away.
+            RedisUnavailable: Redis is away.
         """
         with translated():
             found = self._client.get(self._key)

@@ -92,6 +92,15 @@ class Ledger:
                 "expires_at", expireAfterSeconds=0, name="retention", partialFilterExpression={"expires_at": {"$type": "date"}}
             )
 
+    def size(self) -> int:
+        """Number of documents, by the collection's metadata; may be off after a crash of MongoDB.
+
+        Raises:
+            StoreUnavailable: MongoDB is away.
+        """
+        with translated("counting the ledger"):
+            return self.collection.estimated_document_count()
+
     def find(self, keys: Sequence[str]) -> dict[str, Committed]:
         """What is committed among ``keys``, by majority read; what is reopened is not.
 

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any, cast
 
-from app.claims.store import Client, translated
+from app.redis_client import Client, translated
 
 KEPT_MS = 30 * 86_400_000
 REMEMBERED_MS = 3_600_000
@@ -96,7 +96,7 @@ class Totals:
             False when this addition had been made before.
 
         Raises:
-            ClaimsUnavailable: Redis is away; whether it was added is unknown, so repeat it with the same number.
+            RedisUnavailable: Redis is away; whether it was added is unknown, so repeat it with the same number.
         """
         args: list[Any] = [number, KEPT_MS, REMEMBERED_MS, MAX_TYPES]
         for (name, kind), more in sums.items():
@@ -108,7 +108,7 @@ class Totals:
         """Everything that was added.
 
         Raises:
-            ClaimsUnavailable: Redis is away.
+            RedisUnavailable: Redis is away.
         """
         with translated():
             found = cast(dict[bytes, bytes], self._client.hgetall(self._key))
@@ -122,7 +122,7 @@ class Totals:
         """Drop what listeners counted that are gone for good.
 
         Raises:
-            ClaimsUnavailable: Redis is away.
+            RedisUnavailable: Redis is away.
         """
         names = {name.encode() for name in listeners}
         with translated():

@@ -6,7 +6,7 @@
 | ``intake`` | holds what was announced until it is forwarded: bounded, dropping |
 | ``forwarder`` | one task per live listener and batch; notes what was sent |
 | ``foreign`` | listens to somebody else's Socket.IO server and accepts its events (``buffer``, ``malformed``) |
-| ``client`` | the Socket.IO client of both |
+| ``link``, ``client`` | the connection of both, which comes back, and its Socket.IO client |
 | ``watch`` | knows which listeners live, and whether this bridge is the active one |
 | ``process`` | runs these, and the sweeper, in one process |
 

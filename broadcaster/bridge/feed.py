@@ -5,26 +5,21 @@ every announcement arrives; what is missed is in the inbox. An announcement of a
 refused, loudly, and left to a bridge or sweeper that knows it.
 """
 
-import random
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import structlog
-from socketio.exceptions import ConnectionError as SocketError
 
 from app.messages import Announcement, read_announcements
 from broadcaster.bridge.client import OrderedClient
-from broadcaster.bridge.outage import Outage
+from broadcaster.bridge.link import CONNECT_TIMEOUT_S, Link
 
 log: Any = structlog.get_logger()
 
 NAMESPACE = "/bridge"
 EVENT = "batches"
-_FIRST_PAUSE_S = 0.1
-_LONGEST_PAUSE_S = 3.0
-_CONNECT_TIMEOUT_S = 5
 _FAULTS_TOLD = 100
 """Different ones that are said, each once."""
 
@@ -40,57 +35,32 @@ class Feed:
 
     def __init__(self, url: str, token: str, accept: Callable[[list[Announcement]], None]) -> None:
         self.url = url
-        self._token = token
         self._accept = accept
-        self._outage = Outage(f"broadcaster {url}")
-        self._lost = threading.Event()
         self._refused: set[str] = set()
-        self._client = OrderedClient(timeout_s=_CONNECT_TIMEOUT_S)
+        self._client = OrderedClient(timeout_s=CONNECT_TIMEOUT_S)
         self._client.on(EVENT, self._on_batches, namespace=NAMESPACE)
-        self._client.on("disconnect", self._on_disconnect, namespace=NAMESPACE)
+        self._link = Link(
+            self._client,
+            NAMESPACE,
+            f"broadcaster {url}",
+            {"url": url, "auth": {"token": token} if token else None, "transports": ["websocket"]},
+            on_connected=lambda: log.info("bridge.connected", broadcaster=url),
+            pause_s=(0.1, 3.0),
+            look_s=0.5,
+        )
 
     @property
     def connected(self) -> bool:
         """Whether announcements can arrive now."""
-        return NAMESPACE in self._client.namespaces
+        return self._link.connected
 
     def run(self, stop: threading.Event) -> None:
         """Stay connected until told to stop."""
-        pause_s = _FIRST_PAUSE_S
-        while not stop.is_set():
-            if self._connect():
-                pause_s = _FIRST_PAUSE_S
-                while not self._lost.wait(0.5) and self.connected and not stop.is_set():
-                    pass
-                self._client.disconnect()
-                if not stop.is_set():
-                    self._outage.note("the connection was lost")
-            stop.wait(pause_s * random.uniform(0.5, 1.0))
-            pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
+        self._link.run(stop)
 
     def close(self) -> None:
         """End the connection, from any thread."""
-        self._lost.set()
-
-    def _connect(self) -> bool:
-        self._lost.clear()
-        try:
-            self._client.connect(
-                self.url,
-                auth={"token": self._token} if self._token else None,
-                transports=["websocket"],
-                namespaces=[NAMESPACE],
-                wait_timeout=_CONNECT_TIMEOUT_S,
-            )
-        except (SocketError, OSError, ValueError) as error:
-            self._outage.note(error)
-            return False
-        self._outage.over()
-        log.info("bridge.connected", broadcaster=self.url)
-        return True
-
-    def _on_disconnect(self, *_reason: object) -> None:
-        self._lost.set()
+        self._link.close()
 
     def _on_batches(self, received: object) -> None:
         if isinstance(received, bytes):

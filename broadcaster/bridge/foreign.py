@@ -25,9 +25,8 @@ from typing import Any, NamedTuple
 
 import structlog
 from pymongo.database import Database
-from socketio.exceptions import ConnectionError as SocketError
 
-from app.errors import ClaimsUnavailable, DedupError, InvalidEvent, TransientError
+from app.errors import DedupError, InvalidEvent, RedisUnavailable, TransientError
 from app.events.parsing import EventParser
 from app.events.policies import Policies
 from app.events.source_file import secret
@@ -40,6 +39,7 @@ from app.stores.mongo import Document
 from app.stores.submission import Submission, prepare
 from broadcaster.bridge.buffer import Buffer
 from broadcaster.bridge.client import Acknowledge, OrderedClient
+from broadcaster.bridge.link import CONNECT_TIMEOUT_S, Link
 from broadcaster.bridge.malformed import MAX_KEPT, MalformedStore
 from broadcaster.bridge.outage import Outage
 from broadcaster.ingress import Ingress, Stored
@@ -49,7 +49,6 @@ log: Any = structlog.get_logger()
 
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 5.0
-_CONNECT_TIMEOUT_S = 5
 _LEAVE_WITHIN_S = 1.5
 _SAY_EVERY_S = 10.0
 
@@ -85,20 +84,25 @@ class ForeignFeed:
         self._parser = EventParser(policies, settings)
         self._db = db
         self._announce = announce
-        self._auth = secret(source, variables or {})
         self._buffer = Buffer()
         self._malformed = MalformedStore(source, db, max_kept=min(MAX_KEPT, settings.failures_max // 2))  # no feed closes the doors
-        self._outage = Outage(f"feed {source.name}")
-        self._lost = threading.Event()
         self._full_said_at = float("-inf")
-        self._client = OrderedClient(timeout_s=_CONNECT_TIMEOUT_S)
+        self._client = OrderedClient(timeout_s=CONNECT_TIMEOUT_S)
         self._client.hear(source.event, source.namespace, self._on_payload)
-        self._client.on("disconnect", self._on_disconnect, namespace=source.namespace)
+        self._link = Link(
+            self._client,
+            source.namespace,
+            f"feed {source.name}",
+            _options(source, secret(source, variables or {})),
+            on_connected=lambda: log.info("feed.connected", feed=source.name),
+            pause_s=(_FIRST_PAUSE_S, _LONGEST_PAUSE_S),
+            look_s=EVERY_S,
+        )
 
     @property
     def connected(self) -> bool:
         """Whether payloads can arrive now."""
-        return self.source.namespace in self._client.namespaces
+        return self._link.connected
 
     def state(self) -> FeedState:
         """How it does."""
@@ -125,46 +129,12 @@ class ForeignFeed:
             stop: tells it.
             states: where to say how it does, once that is known.
         """
-        pause_s = _FIRST_PAUSE_S
-        while not stop.is_set():
-            if self._connect():
-                pause_s = _FIRST_PAUSE_S
-                self._say(states())
-                while not self._lost.wait(EVERY_S) and self.connected and not stop.is_set():
-                    self._say(states())
-                self._client.disconnect()
-                if not stop.is_set():
-                    self._outage.note("the connection was lost")
-            self._say(states())
-            stop.wait(pause_s * random.uniform(0.5, 1.0))
-            pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
+        self._link.run(stop, lambda: self._say(states()))
         self._say(states(), leaving=True)
 
     def close(self) -> None:
         """End the connection, from any thread."""
-        self._lost.set()
-
-    def _connect(self) -> bool:
-        self._lost.clear()
-        token = self._auth if isinstance(self._auth, str) else None
-        try:
-            self._client.connect(
-                self.source.url,
-                headers={"Authorization": f"Bearer {token}"} if token else {},
-                auth={"token": token} if token else self._auth,
-                transports=[self.source.transport],
-                namespaces=[self.source.namespace],
-                wait_timeout=_CONNECT_TIMEOUT_S,
-            )
-        except (SocketError, OSError, ValueError) as error:
-            self._outage.note(error)
-            return False
-        self._outage.over()
-        log.info("feed.connected", feed=self.source.name)
-        return True
-
-    def _on_disconnect(self, *_reason: object) -> None:
-        self._lost.set()
+        self._link.close()
 
     def _on_payload(self, arguments: list[Any], acknowledge: Acknowledge) -> None:
         payload = arguments[0] if len(arguments) == 1 else arguments
@@ -177,7 +147,7 @@ class ForeignFeed:
         if states is not None:
             try:
                 (states.remove if leaving else states.put)(self.state())
-            except ClaimsUnavailable:
+            except RedisUnavailable:
                 return  # the next word will do
 
     # ---------------------------------------------------------------------------------------------------------- accepting
@@ -286,3 +256,14 @@ class Leaving:
         if self._deadline is None:
             self._deadline = time.monotonic() + _LEAVE_WITHIN_S
         return not waiting or time.monotonic() > self._deadline
+
+
+def _options(source: Source, auth: Any) -> dict[str, Any]:
+    """How to connect: a token that is a text is sent in both of the places where servers look for one."""
+    token = auth if isinstance(auth, str) else None
+    return {
+        "url": source.url,
+        "headers": {"Authorization": f"Bearer {token}"} if token else {},
+        "auth": {"token": token} if token else auth,
+        "transports": [source.transport],
+    }

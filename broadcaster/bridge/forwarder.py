@@ -16,6 +16,7 @@ from typing import Any
 
 import structlog
 
+from app.errors import BrokerUnavailable
 from app.messages import Announcement, delivery
 from app.naming import queue_of, task_id
 from broadcaster.bridge.flow import Gates, Order
@@ -24,7 +25,7 @@ from broadcaster.bridge.notes import Notes
 from broadcaster.bridge.outage import Outage
 from broadcaster.bridge.watch import Watch
 from broadcaster.pacing import Pace
-from broadcaster.sending import BrokerUnavailable, Outgoing, Sender
+from broadcaster.sending import Outgoing, Sender
 from broadcaster.together import together
 
 log: Any = structlog.get_logger()

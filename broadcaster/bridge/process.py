@@ -25,15 +25,16 @@ from typing import Any
 import structlog
 from celery import Celery
 
-from app.claims.store import connect as connect_redis
-from app.errors import ClaimsUnavailable, DedupError, TransientError
+from app.errors import DedupError, RedisUnavailable, TransientError
 from app.events.policies import Policies
 from app.events.sources import Source
 from app.feeding import FeedStates
 from app.messages import Announcement
+from app.redis_client import connect as connect_redis
 from app.settings import Settings
 from app.stores import mongo
 from app.stores.inbox import Inbox
+from app.stores.meta import deployment_id
 from broadcaster.bridge.feed import Feed
 from broadcaster.bridge.foreign import ForeignFeed
 from broadcaster.bridge.forwarder import Forwarder
@@ -139,12 +140,12 @@ class Bridge:
             try:
                 self.watch.look()
                 outage.over()
-            except ClaimsUnavailable as error:
+            except RedisUnavailable as error:
                 outage.note(error)
             if not self.watch.active:
                 self.intake.clear()
             self._stop.wait(self.watch.pause_s if self.watch.deployment else 0.02)
-        with contextlib.suppress(ClaimsUnavailable):  # then the lease ends by itself
+        with contextlib.suppress(RedisUnavailable):  # then the lease ends by itself
             self.watch.leave()
 
     def _sweep(self) -> None:
@@ -156,11 +157,12 @@ class Bridge:
             began = time.monotonic()
             pause_s = sweep_s
             try:
-                self.watch.use(self.sweeper.read_deployment())
+                deployment = deployment_id(self._db)
+                self.watch.use(deployment)
                 if self.watch.active:
                     if not was_active:
                         self.sweeper.restart()
-                    if self.sweeper.sweep().more:
+                    if self.sweeper.sweep(deployment).more:
                         pause_s = sweep_s / _SOONER
                     pause_s = max(pause_s, 2 * (time.monotonic() - began))  # however much there is, others need the servers too
                 was_active = self.watch.active

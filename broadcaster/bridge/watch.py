@@ -10,10 +10,10 @@ from typing import Any
 
 import structlog
 
-from app.claims.store import Client
 from app.leases import Lease
 from app.naming import MESSAGE_VERSION
 from app.presence import Presence
+from app.redis_client import Client
 from app.settings import Settings
 from broadcaster.roster import Heard, Roster
 
@@ -74,8 +74,10 @@ class Watch:
         return [heard for heard in self._listeners if now - heard.heard_at <= self._settings.listener_grace_s]
 
     def use(self, deployment: str) -> None:
-        """Watch this deployment from now on."""
+        """Watch this deployment from now on: another one once the database was dropped."""
         if self._of is None or self._of.id != deployment:
+            if self._of is not None:
+                log.warning("bridge.deployment_changed", before=self._of.id, now=deployment)
             lease = Lease(self._redis, deployment, ROLE, owner=self._owner, life_ms=self.life_ms)
             self._of = _Deployment(deployment, Presence(self._redis, deployment), lease)
 
@@ -83,7 +85,7 @@ class Watch:
         """Ask Redis once: take or renew the lease, hear who lives.
 
         Raises:
-            ClaimsUnavailable: Redis is away.
+            RedisUnavailable: Redis is away.
         """
         of = self._of
         if of is None:
@@ -103,7 +105,7 @@ class Watch:
         """Give the lease back, where this bridge has it.
 
         Raises:
-            ClaimsUnavailable: Redis is away; the lease ends by itself.
+            RedisUnavailable: Redis is away; the lease ends by itself.
         """
         self._active = False
         if self._of is not None:

@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 import structlog
 
-from app.claims.store import Client, translated
 from app.errors import TransientError
 from app.outcomes import WATCHED_MS, Told, channel, decoded, watched_key
+from app.redis_client import Client, translated
 
 POLL_S = 0.5
 AGAIN_S = 1.0

@@ -15,7 +15,7 @@ from typing import Any
 
 from pymongo.database import Database
 
-from app.claims import store as claims
+from app import redis_client
 from app.settings import Settings
 from app.stores.meta import deployment_id
 from app.stores.mongo import Document
@@ -48,7 +48,7 @@ class Watchers:
         self._report = report
         self._let_in = let_in
         self._sample: Sample | None = None
-        self._client = claims.connect(settings)
+        self._client = redis_client.connect(settings)
         self._relay = Relay(self._client, lambda: deployment_id(db), self._told)
         self._somebody = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []

@@ -8,19 +8,18 @@ to one instant.
 import asyncio
 from dataclasses import dataclass
 
-import redis
 from pymongo.database import Database
 
-from app.claims import store as claims
+from app import redis_client
+from app.broker import Broker, is_redis
 from app.feeding import FeedState, FeedStates
-from app.naming import RECOVERY_QUEUE, queue_of
 from app.presence import Listener, Presence, known_listeners
 from app.settings import Settings
 from app.stores.capacity import Held, measure
 from app.stores.failures import Failures
 from app.stores.ledger import Ledger
 from app.stores.meta import deployment_id
-from app.stores.mongo import Document, translated
+from app.stores.mongo import Document
 from app.stores.pauses import Pauses
 from app.totals import Counted, Totals
 from broadcaster.watch import Look, Seen
@@ -87,16 +86,12 @@ class DeploymentLook:
         self._db = db
         self._settings = settings
         self._pauses = Pauses(db)
-        self._client = claims.connect(settings)
-        self._broker = (
-            redis.Redis.from_url(settings.broker_url, socket_timeout=1.0, socket_connect_timeout=1.0)
-            if settings.broker_url.startswith(("redis://", "rediss://", "unix://"))
-            else None
-        )
+        self._client = redis_client.connect(settings)
+        self._broker = Broker.of(settings, timeout_s=1.0)
         self._deployment = ""
         self._names: list[str] = []
         self._in_mongo: Look[InMongo] = Look(self._ask_mongo, fresh_s=FRESH_S)
-        self._redis: Look[bool] = Look(self._ping, fresh_s=FRESH_S)
+        self._redis: Look[bool] = Look(lambda: redis_client.ping(self._client), fresh_s=FRESH_S)
         self._in_redis: Look[InRedis] = Look(self._ask_redis, fresh_s=FRESH_S)
         self._queues: Look[dict[str, int]] = Look(self._ask_broker, fresh_s=FRESH_S)
 
@@ -108,31 +103,24 @@ class DeploymentLook:
         in_redis: Seen[InRedis] = Seen(error="MongoDB has not yet named the deployment")
         if self._deployment and redis_seen.value:
             in_redis = await self._in_redis.get(wait_s=WAIT_S)
-        queues = await self._queues.get(wait_s=WAIT_S) if self._broker is not None else None
+        queues = await self._queues.get(wait_s=WAIT_S) if is_redis(self._settings.broker_url) else None
         return Deployment(in_mongo=in_mongo, redis=redis_seen, in_redis=in_redis, queues=queues)
 
     def close(self) -> None:
         """Close the clients."""
         self._client.close()
-        if self._broker is not None:
-            self._broker.close()
+        self._broker.close()
 
     def _ask_mongo(self) -> InMongo:
         self._deployment = deployment_id(self._db)
         self._names = [name for name, _ in known_listeners(self._db)]
-        with translated("counting the ledger"):
-            ledger_events = Ledger(self._db).collection.estimated_document_count()
         return InMongo(
             held=measure(self._db),
             failures=Failures(self._db).counts(),
-            ledger_events=ledger_events,
+            ledger_events=Ledger(self._db).size(),
             listeners=self._names,
             paused_types=len(self._pauses.paused()),
         )
-
-    def _ping(self) -> bool:
-        with claims.translated():
-            return bool(self._client.ping())
 
     def _ask_redis(self) -> InRedis:
         presence = Presence(self._client, self._deployment)
@@ -144,6 +132,4 @@ class DeploymentLook:
         )
 
     def _ask_broker(self) -> dict[str, int]:
-        assert self._broker is not None
-        with claims.translated():
-            return {name: int(self._broker.llen(name)) for name in [*map(queue_of, self._names), RECOVERY_QUEUE]}
+        return self._broker.waiting(self._names)

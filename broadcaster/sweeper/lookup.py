@@ -29,7 +29,7 @@ def look(claims: ClaimStore, pairs: Sequence[Pair]) -> Claimed:
     """Read the claims of some pairs, in one round trip.
 
     Raises:
-        ClaimsUnavailable: Redis is away.
+        RedisUnavailable: Redis is away.
     """
     live: set[Pair] = set()
     lapsed: set[Pair] = set()

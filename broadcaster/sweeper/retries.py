@@ -48,12 +48,11 @@ class Due:
 class Retries:
     """The failures of one deployment, as the sweeper sees them. For one thread."""
 
-    def __init__(self, settings: Settings, failures: Failures, ledger: Ledger, claims: ClaimStore, deployment: str) -> None:
+    def __init__(self, settings: Settings, failures: Failures, ledger: Ledger, claims: ClaimStore) -> None:
         self._settings = settings
         self._failures = failures
         self._ledger = ledger
         self._claims = claims
-        self._deployment = deployment
         self._scanned_to = ""
         self._refused: set[str] = set()
 
@@ -115,7 +114,7 @@ class Retries:
         return {(key, digest): committed[key].generation for key, digest in pairs if key in committed and digest in committed[key].digests}
 
     def _group(self, announced: list[Announcement], attempts: Mapping[Pair, int]) -> Group:
-        message = delivery(announced, deployment=self._deployment, seq=0, forwards=1)
+        message = delivery(announced, deployment=self._claims.deployment, seq=0, forwards=1)
         pairs = list(zip(message["keys"], message["digests"], strict=True))
         name = task_id(pairs[0][0], len(pairs) - 1, "retry", attempt=attempts[pairs[0]])
         return Group(pairs=pairs, outgoing=Outgoing(queue=RECOVERY_QUEUE, task_id=name, message=message))

@@ -6,26 +6,26 @@ Not guaranteed: that nobody has what is sent again. A copy too many is skipped b
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import structlog
 from celery import Celery
 from pymongo.database import Database
 
-from app.claims.store import ClaimStore, Client
-from app.naming import RECOVERY_QUEUE, queue_of
-from app.presence import Presence, forget_listeners, known_listeners
+from app.claims.store import ClaimStore
+from app.naming import RECOVERY_QUEUE
+from app.presence import Presence
+from app.redis_client import Client
+from app.retiring import retire_silent
 from app.settings import Settings
 from app.stores.failures import Failures
 from app.stores.ledger import Ledger
-from app.stores.meta import deployment_id
 from app.stores.mongo import Document
 from app.stores.pauses import Pauses
 from app.stores.progress import Pair
-from app.stores.records import utc_now
-from app.totals import Totals
 from broadcaster.roster import Roster
 from broadcaster.sending import Sender
-from broadcaster.sweeper.outbox import Outbox
+from broadcaster.sweeper.backlog import Backlog
 from broadcaster.sweeper.report import Report
 from broadcaster.sweeper.retries import Group, Retries
 
@@ -35,8 +35,24 @@ _REFUTED_EVERY_S = 10.0
 _SILENT_EVERY_S = 30.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Deployment:
+    """What holds for one deployment, and what was seen of it.
+
+    Attributes:
+        retried: failures that were sent, by their copies' places in the recovery queue.
+    """
+
+    id: str
+    presence: Presence
+    retries: Retries
+    roster: Roster
+    backlog: Backlog
+    retried: dict[Pair, int] = field(default_factory=dict)
+
+
 class Sweeper:
-    """Sweeps one deployment. For one thread.
+    """Sweeps one deployment, and the next one once its database was dropped. For one thread.
 
     Args:
         settings: of this process.
@@ -64,109 +80,85 @@ class Sweeper:
         self._clock = clock
         self._sender = Sender(app)
         self._pauses = Pauses(db)
-        self._deployment = ""
+        self._of: _Deployment | None = None
         self._due_at = {"refuted": clock() + _REFUTED_EVERY_S, "silent": clock() + _SILENT_EVERY_S}
-
-    def read_deployment(self) -> str:
-        """Ask MongoDB which deployment this is: another one once the database was dropped.
-
-        Raises:
-            StoreUnavailable: MongoDB is away.
-        """
-        found = deployment_id(self._db)
-        if found != self._deployment:
-            if self._deployment:
-                log.warning("bridge.deployment_changed", before=self._deployment, now=found)
-            self._deployment = found
-            self._presence = Presence(self._redis, found)
-            self._claims = ClaimStore.of(self._settings, self._redis, found)
-            self._retries = Retries(self._settings, Failures(self._db), Ledger(self._db), self._claims, found)
-            self.restart()
-        return found
 
     def restart(self) -> None:
         """Forget what was seen, because others may have been sweeping since."""
-        heartbeat_s = self._settings.heartbeat_ms / 1000
-        # Whoever has been silent for a lease holds no claim any more, so there is no use in waiting for it.
-        grace_s = min(self._settings.listener_grace_s, max(self._settings.lease_ms / 1000, 2.5 * heartbeat_s))
-        self._roster = Roster(grace_s=grace_s, missing_s=2 * heartbeat_s)
-        self._retried: dict[Pair, int] = {}  # failures that were sent, by their copies' places in the recovery queue
-        self._outbox = Outbox(self._settings, self._db, self._claims, self._sender, self._pauses, being_sent=self._being_sent)
+        self._of = None
 
-    def sweep(self) -> Report:
+    def sweep(self, deployment: str) -> Report:
         """Look through the inbox and the failures once.
+
+        Args:
+            deployment: what MongoDB says this is, now.
 
         Raises:
             TransientError: a server is away. What was sent before is sent; the next sweep begins anew.
         """
-        self.read_deployment()
-        now = self._clock()
-        self._roster.update(self._presence.listeners(within_ms=self._settings.listener_grace_s * 1000), now)
-        listeners = self._roster.live(now)
+        if self._of is None or self._of.id != deployment:
+            self._of = self._begin(deployment)
+        of, now = self._of, self._clock()
+        of.roster.update(of.presence.listeners(within_ms=self._settings.listener_grace_s * 1000), now)
+        listeners = of.roster.live(now)
         report = Report(listeners=len(listeners))
-        due = self._due(report) if listeners else []
-        self._outbox.sweep(report, listeners, now, others=len(due))
-        self._retry(report, due)
-        self._refute(report, now)
-        self._retire(report, now)
-        self._presence.note_sweep()
+        due = self._due(of, report) if listeners else []
+        of.backlog.sweep(report, listeners, now, others=len(due))
+        self._retry(of, report, due)
+        self._refute(of, report, now)
+        self._retire(of, report, now)
+        of.presence.note_sweep()
         return report
 
     def close(self) -> None:
         """Close the connection to the broker."""
         self._sender.close()
 
+    def _begin(self, deployment: str) -> _Deployment:
+        heartbeat_s = self._settings.heartbeat_ms / 1000
+        # Whoever has been silent for a lease holds no claim any more, so there is no use in waiting for it.
+        grace_s = min(self._settings.listener_grace_s, max(self._settings.lease_ms / 1000, 2.5 * heartbeat_s))
+        claims = ClaimStore.of(self._settings, self._redis, deployment)
+        return _Deployment(
+            id=deployment,
+            presence=Presence(self._redis, deployment),
+            retries=Retries(self._settings, Failures(self._db), Ledger(self._db), claims),
+            roster=Roster(grace_s=grace_s, missing_s=2 * heartbeat_s),
+            backlog=Backlog(self._settings, self._db, claims, self._sender, self._pauses, being_sent=self._being_sent),
+        )
+
     # ------------------------------------------------------------------------------------ failures, and silent listeners
 
-    def _due(self, report: Report) -> list[Group]:
-        if self._retried:
-            left = self._outbox.recovery.left(self._sender.depths([RECOVERY_QUEUE])[RECOVERY_QUEUE])
-            self._retried = {pair: place for pair, place in self._retried.items() if place > left}
-        due = self._retries.due(self._pauses.paused(), self._retried)
+    def _due(self, of: _Deployment, report: Report) -> list[Group]:
+        if of.retried:
+            left = of.backlog.recovery.left(self._sender.depths([RECOVERY_QUEUE])[RECOVERY_QUEUE])
+            for pair in [pair for pair, place in of.retried.items() if place <= left]:
+                del of.retried[pair]
+        due = of.retries.due(self._pauses.paused(), of.retried)
         report.refuted += due.refuted
         report.forgotten += due.forgotten
         return due.groups
 
-    def _retry(self, report: Report, due: list[Group]) -> None:
+    def _retry(self, of: _Deployment, report: Report, due: list[Group]) -> None:
         if due:
             room = self._settings.queue_high_water - self._sender.depths([RECOVERY_QUEUE])[RECOVERY_QUEUE]
             groups = due[: max(room, 0)]
             self._sender.send([group.outgoing for group in groups])
             for group in groups:
-                place = self._outbox.recovery.sent()
-                self._retried.update(dict.fromkeys(group.pairs, place))
-            self._retries.note_sent(groups)
+                place = of.backlog.recovery.sent()
+                of.retried.update(dict.fromkeys(group.pairs, place))
+            of.retries.note_sent(groups)
             report.retried += sum(len(group.pairs) for group in groups)
             report.more = report.more or len(groups) < len(due)
             if groups:
                 log.info("failures.retried", events=report.retried, deliveries=len(groups))
 
-    def _refute(self, report: Report, now: float) -> None:
+    def _refute(self, of: _Deployment, report: Report, now: float) -> None:
         if now >= self._due_at["refuted"]:
             self._due_at["refuted"] = now + _REFUTED_EVERY_S
-            report.refuted += self._retries.remove_refuted()
+            report.refuted += of.retries.remove_refuted()
 
-    def _retire(self, report: Report, now: float) -> None:
+    def _retire(self, of: _Deployment, report: Report, now: float) -> None:
         if now >= self._due_at["silent"]:
             self._due_at["silent"] = now + _SILENT_EVERY_S
-            report.retired += len(self.retire_silent())
-
-    def retire_silent(self) -> list[str]:
-        """Forget listeners that have been silent for long, and remove their queues. Returns their names.
-
-        Raises:
-            TransientError: a server is away.
-        """
-        retire_ms = self._settings.listener_retire_s * 1000
-        silent = set(self._presence.drop_silent(for_ms=retire_ms))
-        heard = {listener.name for listener in self._presence.listeners(within_ms=retire_ms)}
-        now = utc_now()
-        silent |= {name for name, seen_at in known_listeners(self._db) if (now - seen_at).total_seconds() * 1000 > retire_ms}
-        gone = sorted(silent - heard)
-        for name in gone:
-            self._sender.delete_queue(queue_of(name))
-            log.info("listener.retired", listener=name, silent_for_s=self._settings.listener_retire_s)
-        if gone:
-            Totals(self._redis, self._deployment).forget(gone)
-            forget_listeners(self._db, gone)
-        return gone
+            report.retired += len(retire_silent(self._db, of.presence, self._sender, self._settings))

@@ -8,11 +8,12 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from app.claims.store import Answer, Held, connect, new_claim_id
+from app.claims.store import Answer, Held, new_claim_id
 from app.embedded.ports import HOST, free_port
 from app.embedded.valkey import ValkeyServer
-from app.errors import ClaimsUnavailable
+from app.errors import RedisUnavailable
 from app.events.digests import digest_of
+from app.redis_client import connect
 from app.settings import Settings
 from tests.contract.conftest import DONE_TTL_MS, PX_MS, Bench, claim_store
 from tests.support.servers import require_servers
@@ -536,7 +537,7 @@ class TestMemoryMark:
         try:
             with Redis.from_url(claim_server.url(0)) as client:
                 full = claim_store(client, bench.claims.deployment)
-                with pytest.raises(ClaimsUnavailable):
+                with pytest.raises(RedisUnavailable):
                     full.claim(["other"], ["d1"], claim_id=new_claim_id(), owner="listener-2", lease_ms=60_000)
                 assert full.complete(["k"], ["d1"], claim_id=bench.id_of("listener-1"), owner="listener-1") == 1
         finally:
@@ -760,7 +761,7 @@ class TestAnAbsentServer:
         ids=["claim", "renew", "complete", "release", "forget_done", "forget_lapsed", "inspect", "memory_is_short"],
     )
     def test_is_said_in_our_words(self, away, call):
-        with pytest.raises(ClaimsUnavailable) as caught:
+        with pytest.raises(RedisUnavailable) as caught:
             call(away)
 
         assert caught.value.__cause__ is not None
@@ -773,7 +774,7 @@ class TestAnAbsentServer:
         try:
             assert store.claim(["k"], ["d1"], claim_id="c1", owner="listener-1", lease_ms=60_000)[0].outcome == "won"
             server.stop()
-            with pytest.raises(ClaimsUnavailable):
+            with pytest.raises(RedisUnavailable):
                 store.claim(["k"], ["d1"], claim_id="c2", owner="listener-2", lease_ms=60_000)
             server.start()
 
@@ -790,7 +791,7 @@ class TestAnAbsentServer:
         try:
             store.claim(["k"], ["d1"], claim_id="c1", owner="listener-1", lease_ms=60_000)
             server.pause()
-            with pytest.raises(ClaimsUnavailable):
+            with pytest.raises(RedisUnavailable):
                 store.claim(["j"], ["d1"], claim_id="c1", owner="listener-1", lease_ms=60_000)
             server.resume()
 

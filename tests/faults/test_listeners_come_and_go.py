@@ -9,8 +9,8 @@ import pytest
 from celery import Celery
 from redis import Redis
 
-from app.claims.store import connect
 from app.naming import RECOVERY_QUEUE, queue_of
+from app.redis_client import connect
 from tests.support.system import System, events
 from tests.support.waiting import eventually
 

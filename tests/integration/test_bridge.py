@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+import structlog
 
 from app.errors import StoreUnavailable
 from app.leases import Lease
@@ -269,6 +270,15 @@ def test_a_bridge_that_stands_by_sends_nothing(place, bridging):
 
     assert bridging.forward(place.accept("a")) == 0
     assert place.broker.keys("*") == []
+
+
+def test_another_deployment_is_said_once(place, bridging):
+    with structlog.testing.capture_logs() as logs:
+        for name in (place.deployment, "another", "another"):
+            bridging.watch.use(name)
+
+    assert bridging.watch.deployment == "another"
+    assert [(line["event"], line["before"], line["now"]) for line in logs] == [("bridge.deployment_changed", place.deployment, "another")]
 
 
 def test_g1_a_redis_that_forgot_everything_is_harmless(place, bridging):

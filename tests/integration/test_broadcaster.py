@@ -16,7 +16,7 @@ from pymongo import MongoClient
 from pymongo.database import Database
 from redis import Redis
 
-from app.claims import store as claims
+from app import redis_client
 from app.embedded.process import ManagedProcess
 from app.embedded.servers import EmbeddedServers
 from app.events.values import MAX_LEVELS
@@ -381,7 +381,7 @@ def test_numbers(broadcaster: Running):
 
 def test_numbers_of_listeners_and_queues(broadcaster: Running):
     assert broadcaster.http.get("/stats").json()["listeners"] == []
-    redis = claims.connect(broadcaster.settings)
+    redis = redis_client.connect(broadcaster.settings)
     presence = Presence(redis, deployment_id(broadcaster.database))
     for node, won in (("listener-1@a", 2), ("listener-1@b", 3)):
         presence.beat(Beat(node=node, listener="listener-1", pid=1, received_seq=won, won=won, skipped=1))

@@ -15,10 +15,10 @@ import httpx
 import pytest
 from pymongo import MongoClient
 
-from app.claims.store import connect as connect_redis
 from app.embedded.servers import EmbeddedServers
 from app.overview import overview
 from app.presence import Presence
+from app.redis_client import connect as connect_redis
 from app.settings import Settings
 from app.stores import meta, mongo
 from tests.support.broadcasters import broadcaster_process

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.claims import store as claims
+from app import redis_client
 from app.claims.store import ClaimStore
 from app.cli.main import exit_code
 from app.events.event import Event
@@ -56,7 +56,7 @@ def process(db, event: Event, **more) -> None:
 
 
 def beat(settings: Settings, db, **fields) -> None:
-    with claims.connect(settings) as client:
+    with redis_client.connect(settings) as client:
         Presence(client, deployment_id(db)).beat(Beat(**({"node": "listener-1@h", "listener": "listener-1", "pid": 1} | fields)))
 
 
@@ -98,7 +98,7 @@ def test_an_ended_process_is_not_counted_beside_its_successor(db, settings, caps
     exit_code(["status", "--json"])
     assert json.loads(capsys.readouterr().out)["listeners"][0]["won"] == 6  # both live: they share the name
 
-    with claims.connect(settings) as client:
+    with redis_client.connect(settings) as client:
         key = f"dedup:{{{deployment_id(db)}}}:=nodes"
         old = json.loads(client.hget(key, "listener-1@h#1"))
         client.hset(key, "listener-1@h#1", json.dumps(old | {"at_ms": old["at_ms"] - 7_200_000}))
@@ -151,7 +151,7 @@ def test_an_unknown_key(db, capsys):
 def test_a_waiting_and_claimed_event(db, settings, capsys):
     Inbox(db).write([inbox_document("b1", [entry_of(EVENT)], door="http", accepted_at=utc_now())])
     Inbox(db).mark_forwarded([("b1", 1)])
-    with claims.connect(settings) as client:
+    with redis_client.connect(settings) as client:
         store = ClaimStore.of(settings, client, deployment_id(db))
         store.claim([EVENT.key], [EVENT.digest], claim_id="c", owner="listener-3", lease_ms=10_000)
     assert exit_code(["inspect", f"{EVENT.key}/listener-1"]) == 0

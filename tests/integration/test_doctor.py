@@ -15,7 +15,7 @@ import pytest
 from pymongo import MongoClient
 from redis import Redis
 
-from app.claims import store as claims
+from app import redis_client
 from app.cli.main import exit_code
 from app.doctor import Findings, examine
 from app.doctor.findings import skew
@@ -66,7 +66,7 @@ def deployed(settings, here) -> Settings:
     """A deployment whose listener and sweeper live."""
     here(settings)
     db = mongo.connect(settings, role="test")
-    with db.client, claims.connect(settings) as client:
+    with db.client, redis_client.connect(settings) as client:
         presence = Presence(client, deployment_id(db))
         presence.beat(Beat(node="listener-1@h", listener="listener-1", pid=1))
         presence.note_sweep()
@@ -237,7 +237,7 @@ def test_queues_of_listeners_that_are_away(deployed):
 
 def test_an_old_sweep_a_stuck_inbox_and_a_skewed_listener(deployed):
     db = mongo.connect(deployed, role="test")
-    with db.client, claims.connect(deployed) as client:
+    with db.client, redis_client.connect(deployed) as client:
         prefix = f"dedup:{{{deployment_id(db)}}}:="
         client.set(f"{prefix}sweeper", int(client.get(f"{prefix}sweeper")) - 100_000)
         beat = json.loads(client.hget(f"{prefix}nodes", "listener-1@h#1"))

@@ -11,9 +11,8 @@ from dataclasses import replace
 import pytest
 from redis import Redis
 
-from app import health
-from app.claims import store as claims
-from app.errors import ClaimsUnavailable
+from app import health, redis_client
+from app.errors import RedisUnavailable
 from app.presence import Beat, Presence
 from app.settings import Settings
 from app.stores import mongo
@@ -24,7 +23,7 @@ from tests.support.servers import environment
 @pytest.fixture
 def presence(settings: Settings) -> Iterator[Presence]:
     db = mongo.connect(settings, role="test")
-    with closing(db.client), closing(claims.connect(settings)) as redis:
+    with closing(db.client), closing(redis_client.connect(settings)) as redis:
         yield Presence(redis, deployment_id(db))
 
 
@@ -48,7 +47,7 @@ def test_a_bridge_is_healthy_while_sweeps_succeed(settings: Settings, presence: 
 
 
 def test_without_redis_nothing_that_needs_it_is_healthy(settings: Settings):
-    with pytest.raises(ClaimsUnavailable):
+    with pytest.raises(RedisUnavailable):
         health.bridge(replace(settings, redis_url="redis://127.0.0.1:1/0"))
 
 

@@ -3,15 +3,16 @@
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
+from app.broker import Broker
 from app.cli.main import exit_code
-from app.listeners import ListenerLives, UnknownListener, forget
 from app.naming import RECOVERY_QUEUE, queue_of
 from app.presence import Beat, known_listeners, remember_listener
+from app.retiring import ListenerLives, UnknownListener, forget, retire_silent
 from app.settings import Settings
-from broadcaster.sweeper.sweeper import Sweeper
 from tests.support.bridging import Place, place_of
 from tests.support.servers import use_settings
 
@@ -21,6 +22,12 @@ OLD_MS = 3_600_000
 @pytest.fixture
 def place(make_settings) -> Iterator[Place]:
     with place_of(make_settings(heartbeat_ms=200, listener_grace_s=1, listener_retire_s=2)) as made:
+        yield made
+
+
+@pytest.fixture
+def broker(place: Place) -> Iterator[Broker]:
+    with closing(Broker(place.app.connection_for_write)) as made:
         yield made
 
 
@@ -56,39 +63,36 @@ def left_of(place: Place, name: str) -> list[object]:
     ]
 
 
-def test_forgetting_removes_all_that_a_listener_left_and_nothing_of_others(place):
+def test_forgetting_removes_all_that_a_listener_left_and_nothing_of_others(place, broker):
     for name in ("gone", "stays"):
         silent(place, name)
         deliver_to(place, name, unacked=2, waiting=3)
     stays = left_of(place, "stays")
 
-    forget(place.db, place.presence, place.app, place.settings, "gone")
+    forget(place.db, place.presence, broker, place.settings, "gone")
 
     assert left_of(place, "gone") == []
     assert left_of(place, "stays") == stays
     assert len(stays) == 2 + 2 + 1 + 1 + 1 + 1
 
 
-def test_one_that_lives_and_one_that_nobody_knows_are_not_forgotten(place):
+def test_one_that_lives_and_one_that_nobody_knows_are_not_forgotten(place, broker):
     place.beat("alive")
     with pytest.raises(ListenerLives, match="alive was heard of"):
-        forget(place.db, place.presence, place.app, place.settings, "alive")
+        forget(place.db, place.presence, broker, place.settings, "alive")
     with pytest.raises(UnknownListener, match="'nobody'"):
-        forget(place.db, place.presence, place.app, place.settings, "nobody")
+        forget(place.db, place.presence, broker, place.settings, "nobody")
 
 
-def test_retirement_removes_the_same(place):
+def test_retirement_removes_the_same(place, broker):
     silent(place, "gone")
     deliver_to(place, "gone", unacked=1, waiting=1)
     place.db["listeners"].update_one(
         {"_id": "gone"}, {"$set": {"last_seen_at": place.db["listeners"].find_one()["last_seen_at"].replace(year=2020)}}
     )
-    sweeper = Sweeper(place.settings, place.db, place.redis, place.app)
-    sweeper.read_deployment()
 
-    assert sweeper.retire_silent() == ["gone"]
+    assert retire_silent(place.db, place.presence, broker, place.settings) == ["gone"]
     assert left_of(place, "gone") == []
-    sweeper.close()
 
 
 def test_the_commands_say_what_they_did(place, monkeypatch, tmp_path, capsys):

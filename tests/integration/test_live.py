@@ -11,10 +11,11 @@ import websocket
 from pymongo import MongoClient
 from socketio.exceptions import ConnectionError as SocketConnectionError
 
-from app.claims.store import ClaimStore, connect
+from app.claims.store import ClaimStore
 from app.embedded.servers import EmbeddedServers
 from app.events.event import Event
 from app.outcomes import Told, channel, encoded, watched_key
+from app.redis_client import connect
 from app.settings import Settings, database_of
 from app.stores.failures import Failures, Origin
 from app.stores.ledger import Ledger

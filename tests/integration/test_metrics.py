@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.claims import store as claims
+from app import redis_client
 from app.embedded.process import ManagedProcess
 from app.embedded.servers import EmbeddedServers
 from app.feeding import FeedState, FeedStates
@@ -146,7 +146,7 @@ def test_strange_requests_make_no_new_series():
 
 def test_listeners_sweeper_and_feeds_are_read_from_redis(running):
     settings, url = running
-    db, client = mongo.connect(settings, role="test"), claims.connect(settings)
+    db, client = mongo.connect(settings, role="test"), redis_client.connect(settings)
     deployment = deployment_id(db)
     presence = Presence(client, deployment)
 

@@ -9,7 +9,7 @@ from bson.binary import Binary
 from pymongo.errors import AutoReconnect
 
 from app.claims.store import Held, new_claim_id
-from app.errors import ClaimsUnavailable, StoreUnavailable
+from app.errors import RedisUnavailable, StoreUnavailable
 from app.stores.failures import Failures, Origin
 from app.stores.records import utc_now
 from tests.support.pipelines import TYPE, Plant, count_effect, entry, patient_plant
@@ -1146,7 +1146,7 @@ class TestOutages:
     def test_redis_away_at_the_claim_leaves_the_events(self, plant):
         listener = plant.listener("listener-1", count_effect)
         message = plant.accept(entry("a"))
-        failing(listener.claims_of("test"), "claim", ClaimsUnavailable("away"))
+        failing(listener.claims_of("test"), "claim", RedisUnavailable("away"))
 
         assert str(process(listener, message)) == "left 1"
         assert str(process(listener, message)) == "won 1"
@@ -1154,7 +1154,7 @@ class TestOutages:
     def test_a_claim_whose_answer_was_lost_is_given_back(self, plant):
         listener = plant.listener("listener-1", count_effect)
         message = plant.accept(entry("a"), entry("b"))
-        losing_the_reply(listener.claims_of("test"), "claim", ClaimsUnavailable("lost"))
+        losing_the_reply(listener.claims_of("test"), "claim", RedisUnavailable("lost"))
 
         assert str(process(listener, message)) == "left 2"
         assert plant.claim_states() == {}
@@ -1162,7 +1162,7 @@ class TestOutages:
     def test_redis_away_at_the_end_harms_nothing(self, plant):
         listener = plant.listener("listener-1", count_effect)
         message = plant.accept(entry("a"))
-        failing(listener.claims_of("test"), "complete", ClaimsUnavailable("away"))
+        failing(listener.claims_of("test"), "complete", RedisUnavailable("away"))
 
         assert str(process(listener, message)) == "won 1"
         assert plant.inbox.size() == 0

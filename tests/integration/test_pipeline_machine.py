@@ -99,7 +99,7 @@ class History(RuleBasedStateMachine):
         self.claims = ClaimStore.of(world.settings, world.raw_redis, self.deployment)
         self.fate = Plant(settings=world.settings, db=world.db, redis=world.redis, claims=self.claims)
         self.inbox, self.ledger, self.failures = Inbox(self.db), Ledger(self.db), Failures(self.db)
-        self.retries = Retries(world.settings, self.failures, self.ledger, self.claims, self.deployment)
+        self.retries = Retries(world.settings, self.failures, self.ledger, self.claims)
         self.accepted: set[tuple[str, str]] = set()
         self.queues: list[list[Delivery]] = []
         self.recovery: list[Delivery] = []

@@ -82,7 +82,7 @@ def test_the_sweeper_leaves_them_to_one_that_knows_and_goes_on_with_the_rest(pla
         for _ in range(100):
             now[0] += 0.2
             place.beat("listener-1")
-            sweeper.sweep()
+            sweeper.sweep(place.deployment)
         sweeper.close()
     assert {tuple(keys) for keys in keys_of(place.queue("events.recovery"))} == {("well",)}
     assert place.head(refused)
@@ -92,7 +92,7 @@ def test_the_sweeper_leaves_them_to_one_that_knows_and_goes_on_with_the_rest(pla
 
 
 def test_many_of_them_do_not_hide_what_comes_behind(make_settings, monkeypatch):
-    monkeypatch.setattr("broadcaster.sweeper.outbox._HEADS", 3)
+    monkeypatch.setattr("broadcaster.sweeper.backlog._HEADS", 3)
     with place_of(make_settings(lease_ms=300, grace_ms=100, heartbeat_ms=100, listener_grace_s=60, queue_high_water=1)) as place:
         for number in range(8):
             newer_failure(place, f"failed-{number}")
@@ -103,7 +103,7 @@ def test_many_of_them_do_not_hide_what_comes_behind(make_settings, monkeypatch):
         for _ in range(20):
             now[0] += 0.2
             place.beat("listener-1")
-            sweeper.sweep()
+            sweeper.sweep(place.deployment)
         sweeper.close()
         assert keys_of(place.queue("events.recovery")) == [["well"]]
         assert place.db.inbox.count_documents({}) == 9

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from app.claims import store as claims
+from app import redis_client
 from app.claims.store import ClaimStore
 from app.cli.main import exit_code
 from app.cli.status import _short
@@ -55,7 +55,7 @@ def busy(db, settings):
     Inbox(db).write([inbox_document("b", [entry("w1"), entry("w2"), entry("w3")], door="http", accepted_at=now)])
     origin = Origin(batch=None, accepted_at=now, listener="listener-1", token=1)
     Failures(db).record_attempt(entry("f"), origin, Problem("ValueError: no\n such thing"), delay_ms=None, ended_start=False)
-    with claims.connect(settings) as client:
+    with redis_client.connect(settings) as client:
         for name in ("listener-1", "listener-2"):
             Presence(client, deployment).beat(Beat(node=f"{name}@h", listener=name, pid=1, won=1_234_567, skipped=45_678, failed=1))
         store = ClaimStore.of(settings, client, deployment)

@@ -10,6 +10,7 @@ import pytest
 
 from app.naming import RECOVERY_QUEUE, queue_of
 from app.presence import remember_listener
+from app.retiring import retire_silent
 from app.stores.failures import COUNTS, Origin, Problem
 from app.stores.inbox import Inbox
 from app.stores.pauses import Pauses
@@ -36,7 +37,7 @@ class Swept:
 
     def sweep(self, after_s: float = 0.0) -> Report:
         self.clock.now += after_s
-        return self.sweeper.sweep()
+        return self.sweeper.sweep(self.place.deployment)
 
     def over_a_grace(self) -> Report:
         """Two looks, a grace apart: what a batch needs to be found in no hands."""
@@ -389,9 +390,9 @@ def test_g7_the_recovery_queue_is_filled_to_its_mark_oldest_first(make_place):
 
 
 def test_more_batches_than_are_looked_at_in_one_sweep_are_gone_through_soon(make_place, monkeypatch):
-    monkeypatch.setattr("broadcaster.sweeper.outbox._HEADS", 3)
+    monkeypatch.setattr("broadcaster.sweeper.backlog._HEADS", 3)
     place = make_place(queue_high_water=1)
-    monkeypatch.setattr("broadcaster.sweeper.outbox._COPIES_PER_LISTENER", 1)
+    monkeypatch.setattr("broadcaster.sweeper.backlog._COPIES_PER_LISTENER", 1)
     swept = Swept(place)
     place.beat("listener-1")
     for number in range(5):
@@ -603,7 +604,7 @@ def test_g5_failures_of_a_paused_type_do_not_hide_others(place, swept, pauses, m
 
 
 def test_parked_batches_do_not_hide_others(make_place, monkeypatch):
-    monkeypatch.setattr("broadcaster.sweeper.outbox._HEADS", 2)
+    monkeypatch.setattr("broadcaster.sweeper.backlog._HEADS", 2)
     place = make_place(queue_high_water=1)
     swept, pauses = Swept(place), Pauses(place.db)
     place.beat("listener-1")
@@ -656,7 +657,7 @@ def test_a_listener_that_is_silent_for_long_is_retired_with_its_queue(make_place
 
     def retired() -> list[str]:
         place.beat("stays")
-        return swept.sweeper.retire_silent()
+        return retire_silent(place.db, place.presence, swept.sweeper._sender, place.settings)
 
     assert retired() == []
     assert eventually(retired, 5, "the silent one to be retired") == ["gone"]
@@ -669,9 +670,20 @@ def test_a_listener_that_is_silent_for_long_is_retired_with_its_queue(make_place
 def test_a_listener_that_redis_forgot_is_retired_by_mongodbs_memory(make_place):
     place = make_place(listener_grace_s=1, listener_retire_s=2, heartbeat_ms=100)
     swept = Swept(place)
-    swept.sweep()
     remember_listener(place.db, "gone")
     place.db["listeners"].update_one({"_id": "gone"}, {"$set": {"last_seen_at": utc_now() - timedelta(seconds=10)}})
 
-    assert swept.sweeper.retire_silent() == ["gone"]
+    assert swept.sweep().retired == 0, "it is looked for now and then"
+    assert swept.sweep(after_s=30).retired == 1
+    assert list(place.db["listeners"].find()) == []
+    swept.sweeper.close()
+
+
+def test_it_can_begin_anew_before_it_has_begun(place):
+    swept = Swept(place)
+    swept.sweeper.restart()
+    place.beat("listener-1")
+    place.accept("a", at=utc_now() - timedelta(seconds=60))
+
+    assert swept.sweep().recovered == 1
     swept.sweeper.close()

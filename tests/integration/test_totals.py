@@ -10,9 +10,9 @@ import pytest
 from pymongo.database import Database
 from redis import Redis
 
+from app import redis_client
 from app import totals as module
-from app.claims import store as claims
-from app.errors import ClaimsUnavailable
+from app.errors import RedisUnavailable
 from app.messages import announcement, delivery, read_delivery
 from app.settings import Settings
 from app.stores.records import utc_now
@@ -205,7 +205,7 @@ def test_what_is_counted_while_redis_is_away_is_added_once_afterwards(settings, 
     place = urlsplit(settings.redis_url)
     with (
         Proxy(place.port or 0) as proxy,
-        closing(claims.connect(replace(settings, redis_url=f"redis://127.0.0.1:{proxy.url_port}{place.path}"))) as through,
+        closing(redis_client.connect(replace(settings, redis_url=f"redis://127.0.0.1:{proxy.url_port}{place.path}"))) as through,
     ):
         measures = Measures(through, "listener-1", every_s=3600)
         measures._note("d", won(events=1))
@@ -215,7 +215,7 @@ def test_what_is_counted_while_redis_is_away_is_added_once_afterwards(settings, 
         proxy.cut()
         for _ in range(2):
             measures._note("d", won(events=10))
-            with pytest.raises(ClaimsUnavailable):
+            with pytest.raises(RedisUnavailable):
                 measures.add_now()
         proxy.mend()
 

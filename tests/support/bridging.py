@@ -15,7 +15,7 @@ from pymongo.database import Database
 from pymongo.read_concern import ReadConcern
 from redis import Redis
 
-from app.claims import store as claims
+from app import redis_client
 from app.claims.store import ClaimStore
 from app.messages import Delivery, announcement, read_delivery
 from app.naming import queue_of
@@ -45,7 +45,7 @@ class Place:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.db: Database[dict[str, Any]] = mongo.connect(settings, role="test")
-        self.redis: Redis = claims.connect(settings)
+        self.redis: Redis = redis_client.connect(settings)
         self.broker: Redis = Redis.from_url(settings.broker_url, socket_timeout=5)
         self.app = Celery("test", broker=settings.broker_url, task_ignore_result=True)
         self.inbox, self.ledger, self.failures = Inbox(self.db), Ledger(self.db), Failures(self.db)

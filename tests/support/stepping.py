@@ -15,7 +15,7 @@ from pymongo.errors import AutoReconnect
 from pymongo.synchronous.client_session import ClientSession, _TxnState
 
 from app.claims.store import ClaimStore
-from app.errors import ClaimsUnavailable, StoreUnavailable
+from app.errors import RedisUnavailable, StoreUnavailable
 from app.messages import Delivery
 from app.stores.failures import Failures
 from app.stores.inbox import Inbox
@@ -156,7 +156,7 @@ class Stepper:
         db = base.db
         claims = ClaimStore.of(base.settings, base.redis, deployment)
         claims.memory_is_short = lambda: False  # type: ignore[method-assign]
-        self._gate(claims, "claims", _CLAIMS, lambda: ClaimsUnavailable("as the scheduler wants"))
+        self._gate(claims, "claims", _CLAIMS, lambda: RedisUnavailable("as the scheduler wants"))
         runtime = replace(
             base,
             db=_Database(db, self),  # type: ignore[arg-type]

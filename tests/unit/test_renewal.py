@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from app.claims.store import Held
-from app.errors import ClaimsUnavailable
+from app.errors import RedisUnavailable
 from tests.support.waiting import eventually
 from workers.renewal import Renewal
 
@@ -29,7 +29,7 @@ class Store:
     def renew(self, claims: Any) -> list[bool]:
         self.calls.append([c.key for c in claims])
         if self.away:
-            raise ClaimsUnavailable("away")
+            raise RedisUnavailable("away")
         return [c.key not in self.lost for c in claims]
 
     def release(self, keys: Any, *, claim_id: str) -> int:

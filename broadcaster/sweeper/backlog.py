@@ -59,7 +59,7 @@ Event = tuple[str, str, str]
 """(key, digest, type)"""
 
 
-class Outbox:
+class Backlog:
     """The inbox of one deployment, with what was seen of it so far. For one thread.
 
     Args:
