@@ -13,8 +13,12 @@ from tests.support.waiting import eventually
 def test_sigkill_of_a_listener_amid_2000_events(system: System) -> None:
     """G1, G2: a listener killed amid 2,000 events loses none and repeats none."""
     system.up(3)
-    system.accept(events(1_000))
+    system.accept(events(940))
+    system.accept(events(60, "fault.slow", ms=100))
+    system.await_amid("listener-1")
     system.listener("listener-1").kill()
+    assert system.in_hand("listener-1"), "it died with events in hand"
+    assert system.unfinished() > 0
     system.accept(events(1_000))
     system.await_finished()
     system.audit()
