@@ -1,7 +1,6 @@
 """A delivery's way through listeners, on real Valkey and MongoDB: won, skipped, failed, in conflict, left, and never twice."""
 
 import time
-from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
@@ -12,23 +11,11 @@ from app.claims.store import Held, new_claim_id
 from app.errors import ClaimsUnavailable, StoreUnavailable
 from app.stores.failures import Failures, Origin
 from app.stores.records import utc_now
-from tests.support.pipelines import TYPE, Plant, count_effect, entry, patient_plant
+from tests.support.pipelines import TYPE, Plant, count_effect, entry
 from tests.support.waiting import eventually
 from workers.claiming import claim
 from workers.handlers import Handler, PermanentFailure, RetryLater
 from workers.pipeline import process
-
-
-@pytest.fixture
-def overrides() -> dict[str, object]:
-    """Settings of the test's own."""
-    return {}
-
-
-@pytest.fixture
-def plant(make_settings, overrides) -> Iterator[Plant]:
-    with patient_plant(make_settings, overrides) as made:
-        yield made
 
 
 def raises(*errors: Exception | None):
