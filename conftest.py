@@ -3,12 +3,11 @@
 Locally a missing server or browser skips. Expected failures (``xfail``) are left alone.
 """
 
-import os
 from collections.abc import Generator
 
 import pytest
 
-IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
+from tests.support.ci import IN_CI
 
 
 def _fail_if_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:

@@ -17,8 +17,7 @@ fixture                   lives     gives
 Where the wheels or what they need are missing, tests that need servers are skipped, and fail under ``CI=true``.
 """
 
-import sys
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,8 @@ from redis import Redis
 from app.embedded.process import ManagedProcess
 from app.embedded.servers import EmbeddedServers
 from app.settings import Settings
-from tests.support.servers import QUICK_MONGOD, TEST_DATABASES, environment, fresh_settings, remove_data, require_servers
+from tests.support.processes import Processes
+from tests.support.servers import QUICK_MONGOD, TEST_DATABASES, fresh_settings, remove_data, require_servers
 
 
 @pytest.fixture(scope="session")
@@ -107,47 +107,14 @@ def private_settings(private_servers: EmbeddedServers, tmp_path: Path) -> Settin
 @pytest.fixture
 def spawn(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., ManagedProcess]]:
     """Starts processes of this project."""
-    spawned: list[ManagedProcess] = []
+    processes = Processes(tmp_path)
 
-    def start(
-        name: str,
-        argv: Sequence[str | Path],
-        *,
-        settings: Settings | None = None,
-        env: Mapping[str, str] | None = None,
-        **options: Any,
-    ) -> ManagedProcess:
-        """Start one.
-
-        Args:
-            name: of the process; its log is ``<tmp_path>/<name>.log``.
-            argv: program and arguments; ``python`` is this interpreter, other bare names are looked up beside it first.
-            settings: given to it as ``DEDUP_`` variables.
-            env: variables on top of that.
-            options: what else ``ManagedProcess`` takes; by default it works in ``tmp_path``, where there is no policy file.
-        """
-        process = ManagedProcess(
-            name,
-            [_program(argv[0]), *argv[1:]],
-            log=tmp_path / f"{name}.log",
-            env=environment(settings) | {"PYTHONUNBUFFERED": "1"} | dict(env or {}),
-            **({"cwd": tmp_path} | options),
-        )
-        spawned.append(process)
-        return process.start()
-
-    yield start
-    for process in reversed(spawned):
-        process.kill()
+    def show(process: ManagedProcess) -> None:
         if request.node.stash.get(_FAILED, False):
             request.node.add_report_section("teardown", f"log of {process.name}", process.log_tail(60))
 
-
-def _program(name: str | Path) -> str:
-    if str(name) == "python":
-        return sys.executable
-    beside = Path(sys.executable).with_name(str(name))
-    return str(beside) if beside.exists() else str(name)
+    yield processes.start
+    processes.kill(show)
 
 
 _FAILED = pytest.StashKey[bool]()

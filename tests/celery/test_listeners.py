@@ -78,10 +78,14 @@ def test_task_events_are_complete_and_share_messages(celery_setup: DedupTestSetu
 def test_a_killed_worker_loses_nothing_and_comes_back(celery_setup: DedupTestSetup):
     """G1, G2: SIGKILL of a worker amid its events loses none and repeats none; restarted, it gets copies again."""
     worker = celery_setup.worker
-    celery_setup.accept(events(500))
+    celery_setup.accept(events(440))
+    celery_setup.accept(events(60, "fault.slow", ms=100))
+    celery_setup.system.await_amid(worker.worker_name)
 
     worker.kill()
     assert worker.container.status == "exited"
+    assert celery_setup.system.in_hand(worker.worker_name), "it died with events in hand"
+    assert celery_setup.system.unfinished() > 0
     celery_setup.accept(events(500))
     celery_setup.await_finished()
     celery_setup.await_listeners(2)
@@ -94,9 +98,12 @@ def test_a_killed_worker_loses_nothing_and_comes_back(celery_setup: DedupTestSet
 
 def test_a_broker_that_restarts(celery_setup: DedupTestSetup):
     """G1, G2: the broker, which is also the claims' Redis, restarts amid the events; none is lost or repeated."""
-    celery_setup.accept(events(500))
+    celery_setup.accept(events(440))
+    celery_setup.accept(events(60, "fault.slow", ms=100))
+    celery_setup.system.await_amid()
 
     celery_setup.broker.restart()
+    assert celery_setup.system.unfinished() > 0, "it restarted amid the work"
     celery_setup.accept(events(500))
 
     celery_setup.await_finished()

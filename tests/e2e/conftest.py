@@ -8,12 +8,10 @@ from typing import Any
 import httpx
 import pytest
 
-from app.embedded.process import ManagedProcess
 from app.embedded.servers import EmbeddedServers
-from app.settings import Settings
-from tests.conftest import _program
 from tests.support.browser import Browser, chromium
-from tests.support.servers import environment, fresh_settings, remove_data
+from tests.support.processes import Processes
+from tests.support.servers import fresh_settings, remove_data
 from tests.support.system import QUICK, ROOT, System
 from tests.support.waiting import eventually
 
@@ -23,27 +21,14 @@ def running(servers: EmbeddedServers, tmp_path_factory: pytest.TempPathFactory) 
     """A broadcaster, a bridge and three listeners with the handlers of the fault tests."""
     folder = tmp_path_factory.mktemp("running")
     settings = fresh_settings(servers, folder, **QUICK)
-    started: list[ManagedProcess] = []
-
-    def spawn(name: str, argv: list[str], *, settings: Settings, env: dict[str, str] | None = None) -> ManagedProcess:
-        process = ManagedProcess(
-            name,
-            [_program(argv[0]), *argv[1:]],
-            log=folder / f"{name}.log",
-            env=environment(settings) | {"PYTHONUNBUFFERED": "1"} | (env or {}),
-            cwd=folder,
-        )
-        started.append(process)
-        return process.start()
-
+    processes = Processes(folder)
     try:
-        with closing(System(settings, spawn, folder)) as system:
+        with closing(System(settings, processes.start, folder)) as system:
             system.up(3)
             system.await_fan_out("listener-1", "listener-2", "listener-3")
             yield system
     finally:
-        for process in reversed(started):
-            process.kill()
+        processes.kill()
         remove_data(settings)
 
 

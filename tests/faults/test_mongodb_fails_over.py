@@ -32,8 +32,11 @@ def test_primary_steps_down_amid_2000_events(replicated: System) -> None:
     """G1, G2: a step-down amid 2,000 events is an outage of a moment; none is lost, repeated or counted as failed."""
     system = replicated
     system.up(2)
-    system.accept(events(800))
+    system.accept(events(740))
+    system.accept(events(60, "fault.slow", ms=100))
+    system.await_amid()
     system.client.admin.command("replSetStepDown", 5, force=True)
+    assert system.in_hand(), "it stepped down amid the work"
     system.accept(events(800))
     system.accept(events(400))
     system.await_finished(60)

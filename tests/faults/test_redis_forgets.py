@@ -11,10 +11,12 @@ def test_flushall_amid_2000_events(private_system: System) -> None:
     """G1, G2: FLUSHALL takes claims, heartbeats and every queued delivery, and no event is lost or repeated."""
     system = private_system
     system.up(3)
-    system.accept(events(700))
-    system.redis.flushall()
-    system.accept(events(700))
-    system.redis.flushall()
+    for _ in range(2):
+        system.accept(events(670))
+        system.accept(events(30, "fault.slow", ms=100))
+        system.await_amid()
+        system.redis.flushall()
+        assert system.unfinished() > 0, "it forgot amid the work"
     system.accept(events(600))
     system.await_finished()
     system.audit()
@@ -29,7 +31,7 @@ def test_broker_emptied_amid_1500_events(system: System, visibility_timeout_s: i
         for _ in range(2):
             before = system.db.events.count_documents({"type": "fault.slow"})
             system.accept(events(400))
-            system.accept(events(20, "fault.slow", ms=50), per_request=2)
+            system.accept(events(20, "fault.slow", ms=100), per_request=2)
             if visibility_timeout_s:
                 eventually(lambda: broker.hlen("unacked") > 0, 5, "deliveries in hand")
             else:
@@ -37,6 +39,7 @@ def test_broker_emptied_amid_1500_events(system: System, visibility_timeout_s: i
                     lambda before=before: system.db.events.count_documents({"type": "fault.slow"}) > before, 15, "others are in hand"
                 )
             broker.flushdb()
+            assert system.unfinished() > 0, "it was emptied amid the work"
         system.accept(events(660))
     system.await_finished()
     system.audit()

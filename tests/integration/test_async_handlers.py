@@ -1,30 +1,17 @@
 """``async def`` handlers in a listener, on real stores: which of them get a transaction, how they commit, and what one does to another."""
 
 import asyncio
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from pymongo.errors import DuplicateKeyError, InvalidDocument
 
 from app.errors import StoreUnavailable
-from tests.support.pipelines import TYPE, Plant, count_effect, entry, patient_plant
+from tests.support.pipelines import TYPE, Plant, count_effect, entry
 from tests.support.waiting import eventually
 from workers.concurrency import Tasks
 from workers.handlers import Handler
 from workers.pipeline import process
-
-
-@pytest.fixture
-def overrides() -> dict[str, object]:
-    """Settings of the test's own."""
-    return {}
-
-
-@pytest.fixture
-def plant(make_settings, overrides) -> Iterator[Plant]:
-    with patient_plant(make_settings, overrides) as made:
-        yield made
 
 
 async def effect(event: Any, context: Any) -> None:

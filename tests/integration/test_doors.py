@@ -27,6 +27,7 @@ from app.errors import InvalidEvent
 from app.publisher import Publisher, Refused
 from app.settings import Settings
 from tests.support.broadcasters import broadcaster_process
+from tests.support.hooks import GITHUB_HOOK
 from tests.support.node import socket_io_client
 from tests.support.servers import fresh_settings, remove_data
 from tests.support.waiting import eventually
@@ -34,14 +35,8 @@ from tests.support.waiting import eventually
 TOKEN = "s3cret"
 SCRIPT = Path(__file__).parents[1] / "support" / "client.cjs"
 SECRET = "hook's secret"
-POLICIES = """
-[hooks.github]
-type = "join('.', ['github', headers.\\"x-github-event\\"])"
-source = "body.repository.full_name"
-id = 'headers."x-github-delivery"'
-signature = "github"
-secret_env = "GITHUB_SECRET"
-
+POLICIES = f"""
+{GITHUB_HOOK}
 [hooks.open]
 type = "'opened'"
 id = "body.id"

@@ -1,9 +1,13 @@
 """The fixtures themselves: what tests rely on to be apart from each other."""
 
+import subprocess
+import sys
+
 import pytest
 
 from app.settings import load_settings
 from tests.support import servers as support
+from tests.support.system import ROOT
 from tests.support.waiting import eventually
 
 
@@ -36,14 +40,37 @@ def test_private_servers_are_apart_from_the_shared_ones(servers, private_servers
     assert private_servers.info.mongo_url != servers.info.mongo_url
 
 
-def test_a_missing_server_skips_here_and_fails_in_ci(monkeypatch):
-    monkeypatch.setattr(support, "IN_CI", False)
-    with pytest.raises(pytest.skip.Exception, match="no mongod"):
-        support.missing("no mongod")
+SKIPPING = """
+import pytest
 
-    monkeypatch.setattr(support, "IN_CI", True)
-    with pytest.raises(pytest.fail.Exception, match="in CI nothing is skipped: no mongod"):
-        support.missing("no mongod")
+@pytest.fixture
+def server():
+    pytest.skip("no mongod")
+
+def test_with_a_fixture(server): ...
+
+def test_by_itself():
+    pytest.skip("no mongod")
+"""
+SKIPPING_ITSELF = """
+import pytest
+
+pytest.skip("no mongod", allow_module_level=True)
+"""
+
+
+@pytest.mark.parametrize(("ci", "counted"), [("", "3 skipped"), ("true", "1 failed, 2 errors")], ids=["here", "in CI"])
+def test_a_missing_server_skips_here_and_fails_in_ci(tmp_path, ci, counted):
+    (tmp_path / "test_one.py").write_text(SKIPPING)
+    (tmp_path / "test_two.py").write_text(SKIPPING_ITSELF)
+    (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = -p conftest -rs --continue-on-collection-errors\n")
+    env = support.environment() | {"CI": ci, "PYTHONPATH": str(ROOT)}
+
+    done = subprocess.run([sys.executable, "-m", "pytest"], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+
+    assert f"{counted} in " in done.stdout, done.stdout + done.stderr
+    assert done.stdout.count("in CI nothing may be: ") == (3 if ci else 0), done.stdout
+    assert "no mongod" in done.stdout
 
 
 def test_eventually_returns_the_answer_or_tells_what_was_awaited():

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.servers import missing
-
 MODEL = Path(__file__).with_name("dedup.pml")
 
 
@@ -15,7 +13,7 @@ def check(folder: Path, *variant: str, fair: bool = True) -> str:
     """What Spin's verifier says of the model: safety and, where they are, cycles in which the event is never finished."""
     for program in ("spin", "gcc"):
         if shutil.which(program) is None:
-            missing(f"{program} is not installed: apt-get install {program}")
+            pytest.skip(f"{program} is not installed: apt-get install {program}")
     run(folder, "spin", "-a", *variant, str(MODEL))
     run(folder, "gcc", "-O2", "-w", *(["-DNFAIR=8"] if fair else []), "-o", "verifier", "pan.c")
     return run(folder, "./verifier", "-a", "-m400000", *(["-f"] if fair else []))

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
+import pytest
 import websocket
 
-from tests.support.servers import missing
 from tests.support.waiting import eventually
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
@@ -172,7 +172,7 @@ def chromium(folder: Path) -> Iterator[Browser]:
     """
     program = next(filter(None, map(shutil.which, PROGRAMS)), None)
     if program is None:
-        missing(f"no Chromium is installed: {' or '.join(PROGRAMS)}")
+        pytest.skip(f"no Chromium is installed: {' or '.join(PROGRAMS)}")
     profile = folder / "profile"
     log = (folder / "chromium.log").open("wb")
     process = subprocess.Popen([program, *OPTIONS, f"--user-data-dir={profile}", "about:blank"], stdout=log, stderr=log)

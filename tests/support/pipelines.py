@@ -8,15 +8,16 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, TypeVar
 
+from bson.binary import Binary
 from pymongo import MongoClient
 from pymongo.database import Database
 from redis import Redis
 
-from app.claims.store import ClaimStore
+from app.claims.store import ClaimStore, new_claim_id
 from app.events.event import Event
 from app.messages import Delivery, announcement, delivery, read_delivery
 from app.settings import Settings
-from app.stores.failures import Failures
+from app.stores.failures import Failures, Origin
 from app.stores.inbox import Inbox
 from app.stores.ledger import Ledger
 from app.stores.mongo import Document
@@ -41,6 +42,29 @@ def entry(key: str, digest: str = "d1", *, type: str = TYPE, data: Any = None) -
 def count_effect(event: Event, context: Context) -> None:
     """The usual handler: one countable effect per event; without ``session=``, as a user would write it."""
     context.db["effects"].update_one({"_id": event.key}, {"$inc": {"n": 1}}, upsert=True)
+
+
+def raises(*errors: Exception | None) -> Callable[[Event, Context], None]:
+    """A handler that has its effect, and then raises one error after the other; None and what comes behind the last: nothing."""
+    rest = list(errors)
+
+    def function(event: Event, context: Context) -> None:
+        count_effect(event, context)
+        error = rest.pop(0) if rest else None
+        if error is not None:
+            raise error
+
+    return function
+
+
+def always(error: Exception) -> Callable[[Event, Context], None]:
+    """A handler that has its effect, and then raises this error each time."""
+
+    def function(event: Event, context: Context) -> None:
+        count_effect(event, context)
+        raise error
+
+    return function
 
 
 @dataclass(slots=True, kw_only=True)
@@ -249,3 +273,41 @@ def patient_plant(make_settings: Callable[..., Settings], overrides: dict[str, A
         plant_on(settings, mongo.get_default_database(), redis) as made,
     ):
         yield made
+
+
+# ----------------------------------------------------------------------------------------------------- somebody else's hands
+
+
+def claim_by_hand(plant: Plant, key: str, digest: str = "d1", *, owner: str = "listener-9", session: str = "") -> str:
+    """Somebody claims a key and does nothing. Returns the claim id."""
+    claim_id = new_claim_id()
+    [answer] = plant.claims.claim([key], [digest], claim_id=claim_id, owner=owner, lease_ms=60_000, sessions=[session])
+    assert answer.outcome == "won"
+    return claim_id
+
+
+def commit_by_hand(plant: Plant, key: str, digest: str, **more: object) -> None:
+    """Somebody else's commit."""
+    plant.db["events"].insert_one({"_id": key, "v": 1, "digest": digest, "listener": "somebody", "claim_id": "another", **more})
+
+
+def store_starts(plant: Plant, key: str, starts: int, *, digest: str = "d1") -> None:
+    """A failure whose solo runs began ``starts`` times and never ended; due now."""
+    failures = Failures(plant.db)
+    origin = Origin(batch=None, accepted_at=utc_now(), listener="listener-8", token=1)
+    failures.record_start(entry(key, digest), origin, due_ms=0)
+    plant.db["failures"].update_one({"key": key, "digest": digest}, {"$set": {"starts": starts}})
+    plant.make_due()
+
+
+def end_all_transactions(plant: Plant) -> None:
+    """What MongoDB does to transactions that live too long."""
+    sessions = plant.db.client.admin.aggregate([{"$currentOp": {"idleSessions": True, "allUsers": True}}])
+    lsids = [op["lsid"]["id"] for op in sessions if "transaction" in op and "lsid" in op]
+    if lsids:
+        plant.db.client.admin.command("killSessions", [{"id": Binary(bytes(lsid), 4)} for lsid in lsids])
+
+
+def document_of(plant: Plant, message: Delivery) -> Document:
+    """The inbox document of a batch that was accepted here, as it was then."""
+    return inbox_document(message.batch, plant.batches[message.batch], door="test", accepted_at=message.batches[0].accepted_at)

@@ -4,8 +4,9 @@ import os
 
 from hypothesis import HealthCheck, settings
 
+from tests.support.ci import IN_CI
+
 THOROUGH = os.environ.get("DEDUP_HYPOTHESIS") == "thorough"
-IN_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 
 
 def machine_settings(*, examples: int, steps: int) -> settings:

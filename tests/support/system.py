@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ import httpx
 from pymongo import MongoClient
 from redis import Redis
 
+from app.claims.store import ClaimStore
 from app.embedded.process import ManagedProcess
 from app.embedded.servers import EmbeddedServers
+from app.redis_client import connect
 from app.settings import Settings, database_of
+from app.stores.meta import deployment_id
 from tests.support.broadcasters import ready_url
 from tests.support.waiting import eventually
 
@@ -154,6 +158,36 @@ class System:
         """What the broadcaster says."""
         found: dict[str, Any] = httpx.get(f"{self.url}/stats", timeout=10).raise_for_status().json()
         return found
+
+    # ------------------------------------------------------------------------------------------------------ amid the work
+
+    def in_hand(self, listener: str | None = None) -> list[str]:
+        """Accepted events that this listener, or any, has claimed and not ended."""
+        keys = list(self.told)
+        with connect(self.settings) as client:
+            found = ClaimStore.of(self.settings, client, self._deployment).inspect(keys)
+        claims = [(key, claim) for key, claim in zip(keys, found, strict=True) if claim is not None and claim.state == "processing"]
+        return [key for key, claim in claims if listener in (None, claim.owner)]
+
+    @cached_property
+    def _deployment(self) -> str:
+        return deployment_id(self.db)
+
+    def unfinished(self) -> int:
+        """How many accepted events are not in the ledger."""
+        return len(self.told) - self.db.events.count_documents({"_id": {"$in": list(self.told)}})
+
+    def await_amid(self, listener: str | None = None) -> None:
+        """Wait for the moment to strike: this listener, or any, has events in hand, and some slow ones are committed, not all.
+
+        Slow events must have been accepted; what was in hand then is so for as long as they take.
+        """
+
+        def amid() -> bool:
+            committed = self.db.events.count_documents({"type": "fault.slow"})
+            return committed > 0 and self.unfinished() > 0 and bool(self.in_hand(listener))
+
+        eventually(amid, 20, lambda: f"work of {listener or 'any listener'}: {self.unfinished()} unfinished, in hand {self.in_hand()}")
 
     # ----------------------------------------------------------------------------------------------------------- audit
 

@@ -21,17 +21,10 @@ from app.events.policies import Policies
 from app.events.policy_file import read_hooks, read_policies
 from app.settings import Settings
 from broadcaster.signatures import TOLERANCE_S, Verifier
+from tests.support.hooks import GITHUB_HOOK
 
 SETTINGS = Settings(redis_url="redis://x", broker_url="redis://x", mongo_url="mongodb://x/d", max_event_bytes=2_000)
 PARSER = EventParser(Policies.load(None, SETTINGS), SETTINGS)
-GITHUB_HOOK = """
-[hooks.github]
-type = "join('.', ['github', headers.\\"x-github-event\\"])"
-source = "body.repository.full_name"
-id = 'headers."x-github-delivery"'
-signature = "github"
-secret_env = "GITHUB_SECRET"
-"""
 HEADERS = {"x-github-event": "push", "x-github-delivery": "72d3162e", "content-type": "application/json"}
 FORM = {"content-type": "application/x-www-form-urlencoded"}
 BODY = {"repository": {"full_name": "octo/hello"}, "ref": "refs/heads/main"}

@@ -5,12 +5,14 @@ The store is a stand-in that answers as it is told; what Redis makes of renewals
 
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from app.claims.store import Held
 from app.errors import RedisUnavailable
+from tests.support.clock import Clock
 from tests.support.waiting import eventually
 from workers.renewal import Renewal
 
@@ -104,28 +106,53 @@ def test_a_run_within_its_time_is_renewed(renewal, store):
         eventually(lambda: len(store.calls) >= 2, 5)
 
 
-def test_when_a_run_outlives_its_time_nothing_is_renewed_until_it_ends(renewal, store):
-    with renewal.hold(store, [held("a")]):
-        eventually(lambda: store.calls, 5)
-        with renewal.running("a", 0.0), renewal.running("b", 60):
-            eventually(lambda: _quiet(store), 5)
-        before = len(store.calls)
-        eventually(lambda: len(store.calls) > before, 5)
+def test_when_a_run_outlives_its_time_nothing_is_renewed_until_it_ends(store):
+    # Given a thread that says of each round that it found a run over its time
+    rounds: list[int] = []
+    renewal = Renewal(10, hang_grace_s=0.0, on_hang=lambda: rounds.append(len(store.calls)))
+    try:
+        with renewal.hold(store, [held("a")]):
+            eventually(lambda: store.calls, 5)
+
+            # When one is, beside another that is not
+            with renewal.running("a", 0.0), renewal.running("b", 60):
+                eventually(lambda: len(rounds) >= 5, 5)
+                calls = len(store.calls)
+
+            # Then no round since the first has renewed anything, and later ones do again
+            assert set(rounds) == {calls}
+            eventually(lambda: len(store.calls) > calls, 5)
+    finally:
+        renewal.close()
 
 
-def _quiet(store: Store) -> bool:
-    before = len(store.calls)
-    threading.Event().wait(0.1)
-    return len(store.calls) == before
+class CountingClock(Clock):
+    """Counts who looks at it: the thread does in every round, once for each run."""
+
+    looks = 0
+
+    def __call__(self) -> float:
+        self.looks += 1
+        return super().__call__()
+
+    def await_rounds(self, number: int = 3) -> None:
+        """Wait until the thread has gone round since now."""
+        before = self.looks
+        eventually(lambda: self.looks >= before + number, 5)
 
 
-def test_a_run_that_hangs_is_told_once_its_grace_is_over(store):
+def test_a_run_that_hangs_is_told_once_its_grace_is_over(store, monkeypatch):
+    clock = CountingClock(0)
+    monkeypatch.setattr("workers.renewal.time", SimpleNamespace(monotonic=clock))
     told = threading.Event()
-    renewal = Renewal(10, hang_grace_s=0.05, on_hang=told.set)
+    renewal = Renewal(10, hang_grace_s=10, on_hang=told.set)
     try:
         with renewal.hold(store, [held("a")]), renewal.running("a", 60):
-            assert not told.wait(0.2)
-        with renewal.hold(store, [held("a")]), renewal.running("a", 0.0):
+            for passed_s in (59, 61, 69):
+                clock.now = passed_s
+                clock.await_rounds()
+                assert not told.is_set(), f"after {passed_s} s"
+            clock.now = 71
             assert told.wait(5)
     finally:
         renewal.close()
