@@ -89,6 +89,8 @@ class Source:
         if type(value) not in (str, int, bool) or value == "":
             found = "is missing" if value in (None, "") else f"is a {type(value).__name__}"
             raise InvalidEvent(f"the key needs {text} as a string, an integer or a boolean, and it {found}", field=text)
+        if type(value) is str and (fault := find_fault(value)) is not None:
+            raise InvalidEvent(f"the key cannot be made of {text}: its value {fault.reason}", field=text)
         return value  # type: ignore[no-any-return]  # narrowed above
 
 

@@ -229,7 +229,14 @@ class ForeignFeed:
         return left, reason
 
     def _read(self, payload: Any) -> Submission:
-        return prepare(self._parser.values([self.source.event_of(payload)]))
+        try:
+            return prepare(self._parser.values([self.source.event_of(payload)]))
+        except InvalidEvent:
+            raise
+        except Exception as error:
+            # One that reading does not foresee must not hold up all behind it: it is kept with the malformed ones.
+            log.exception("feed.unreadable", feed=self.source.name)
+            raise InvalidEvent(f"reading it failed: {type(error).__name__}") from error
 
     def _stored(self, batches: list[Stored]) -> None:
         self._announce([batch.announcement() for batch in batches])

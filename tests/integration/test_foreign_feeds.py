@@ -20,6 +20,7 @@ from app.embedded.ports import free_port
 from app.embedded.process import ManagedProcess
 from app.events.policies import Policies
 from app.events.source_file import source_from
+from app.events.sources import Source
 from app.feeding import FeedState, FeedStates
 from app.leases import Lease
 from app.settings import Settings
@@ -128,6 +129,39 @@ def test_a_foreign_server_s_events_are_accepted_and_forwarded_at_once(place, spa
 
     assert process.terminate(deadline_s=5) == 0
     assert state_of(place) is None
+
+
+def test_g5_one_payload_does_not_hold_up_those_behind_it(place, spawn):
+    foreign = Foreign(spawn)
+    place.beat("listener-1")
+    process = bridge(spawn, place, "--from", foreign.url, "--event", "departure", "--key", "carrier", "--key", "no")
+    foreign.await_clients(1)
+    foreign.raw('2["departure",{"carrier":"\\ud800","no":1}]')
+    foreign.emit({"carrier": "UA", "no": 2})
+    eventually(lambda: len(accepted(place)) == 1, 15, process.log_tail)
+    (failure,) = eventually(lambda: list(place.db.failures.find()), 10, process.log_tail)
+    assert (failure["state"], "\\ud800" in failure["body"]["data"]) == ("malformed", True)
+    assert "bridge.failed" not in process.log.read_text()
+
+
+def test_g5_nor_does_one_that_reading_did_not_foresee(place, spawn, monkeypatch):
+    foreign = Foreign(spawn)
+    foreseen = Source.event_of
+
+    def event_of(self, payload):
+        if payload == {"n": 1}:
+            raise RecursionError
+        return foreseen(self, payload)
+
+    monkeypatch.setattr(Source, "event_of", event_of)
+    here = InProcess(place.settings, place.db, foreign.url)
+    here.start()
+    foreign.await_clients(1)
+    foreign.emit({"n": 1}, {"n": 2})
+    eventually(lambda: len(accepted(place)) == 1, 15)
+    (failure,) = eventually(lambda: list(place.db.failures.find()), 10)
+    here.end()
+    assert failure["reason"] == "reading it failed: RecursionError"
 
 
 def test_a_server_that_goes_away_or_speaks_rubbish_is_borne(place, spawn):

@@ -64,6 +64,8 @@ def test_a_cloudevent_is_read_as_one_and_expressions_win_over_its_attributes():
         ({"key": "no"}, FLIGHT | {"x": 2**64}, "64 bits"),
         ({"key": "no"}, FLIGHT | {"x": "y" * 300_000}, "are the most"),
         ({"key": "'same'"}, {"specversion": "0.3"}, "specversion"),
+        ({"key": ("carrier", "no")}, FLIGHT | {"carrier": "\ud800"}, "cannot be made of carrier"),
+        ({"key": "carrier"}, FLIGHT | {"carrier": "[\ud800"}, "cannot be made of carrier"),
     ],
 )
 def test_what_is_no_event_is_said_so_and_can_be_kept(fields, payload, said):
