@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from app.stores.pauses import Pauses
 
 
-def pause(type: Annotated[str, typer.Argument(metavar="TYPE", help="Event type, as in flight.departed.")]) -> None:
+def pause(type: Annotated[str, typer.Argument(metavar="TYPE", help="Event type, as in flight.departed; no pattern.")]) -> None:
     """Park events of a type in the inbox; what is being handled goes on to its end."""
     with _pauses() as pauses:
         pauses.pause(type)
     put(f"{plain(type)} is paused: its events wait in the inbox until 'dedup resume {plain(type)}'")
 
 
-def resume(type: Annotated[str, typer.Argument(metavar="TYPE", help="Event type, as in flight.departed.")]) -> None:
+def resume(type: Annotated[str, typer.Argument(metavar="TYPE", help="Event type, as in flight.departed; no pattern.")]) -> None:
     """Let events of a paused type go on."""
     with _pauses() as pauses:
         resumed = pauses.resume(type)

@@ -12,6 +12,8 @@ from collections.abc import Callable
 
 from pymongo.database import Database
 
+from app.errors import InvalidEvent
+from app.events.attributes import check_text
 from app.naming import MESSAGE_VERSION
 from app.stores.mongo import Document, translated
 
@@ -47,7 +49,14 @@ class Pauses:
         return self._known
 
     def pause(self, type: str) -> None:
-        """Park events of ``type`` in the inbox; safe to repeat."""
+        """Park events of ``type`` in the inbox; safe to repeat.
+
+        Raises:
+            InvalidEvent: no event can be of such a type, or it is a pattern, which nothing here would match.
+            StoreUnavailable: MongoDB is away.
+        """
+        if "*" in check_text(type, "type"):
+            raise InvalidEvent("a pattern cannot be paused: pause each type by its name", field="type")
         with translated("pausing a type"):
             self._meta.update_one({"_id": "paused"}, {"$addToSet": {"types": type}, "$set": {"v": MESSAGE_VERSION}}, upsert=True)
         self._known_at = float("-inf")

@@ -39,8 +39,6 @@ log: Any = structlog.get_logger()
 
 _HEADS = 10_000
 """At least so many batches are looked at in one sweep, the oldest; those behind them wait until some of these are finished."""
-_NOTHING = frozenset({""})
-"""Types of a batch that is not parked: no type is empty, so this is no part of the paused ones."""
 _APART_S = 60.0
 """So long a batch is passed over whose events only another version can read: by a sweeper of this one, nothing can be done for it."""
 _CHUNK_EVENTS = 10_000
@@ -151,7 +149,8 @@ class Backlog:
         limit = self._most_heads
         while True:
             page = self._inbox.heads(limit, after=after)
-            parked |= {h["_id"]: self._parked[h["_id"]] for h in page if self._parked.get(h["_id"], _NOTHING) <= paused}
+            known_parked = {h["_id"]: self._parked[h["_id"]] for h in page if h["_id"] in self._parked}
+            parked |= {batch: types for batch, types in known_parked.items() if types <= paused}
             unknown += [head for head in page if head.get("v") != MESSAGE_VERSION]
             known += [head for head in page if head.get("v") == MESSAGE_VERSION and head["_id"] not in self._apart]
             after = page[-1]["_id"] if page else after

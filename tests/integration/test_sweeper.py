@@ -591,6 +591,14 @@ def test_paused_types_are_parked_and_go_on_when_they_are_resumed(place, swept, p
     assert keys_of(place.queue(RECOVERY_QUEUE)) == [["d"], ["a", "b"], ["f"]]
 
 
+def test_a_pause_that_matches_no_type_stops_nothing(place, swept, pauses):
+    """An earlier release took the empty one, and no sweep went through any more."""
+    place.beat("listener-1")
+    place.accept("a", at=utc_now() - timedelta(seconds=60))
+    place.db["meta"].insert_one({"_id": "paused", "v": 1, "types": [""]})
+    assert swept.sweep().recovered == 1
+
+
 def test_g5_failures_of_a_paused_type_do_not_hide_others(place, swept, pauses, monkeypatch):
     monkeypatch.setattr("broadcaster.sweeper.retries._DUE_PER_SWEEP", 2)
     place.beat("listener-1")
