@@ -55,7 +55,7 @@ def examine(findings: Findings, db: Database[Document], settings: Settings, decl
             if replicated:
                 _majority(findings, db, hello)
                 _lifetime(findings, db, settings, declared)
-            _default_concern(findings, db)
+                _default_concern(findings, db)
     except StoreUnavailable as error:
         findings.problem("mongo", str(error), "look at its log")
     skew(

@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 
 from app.decisions import DecisionRefused, Decisions
-from app.errors import InvalidEvent
 from app.settings import Settings
 from app.stores.pauses import Pauses
 from workers.testing import Delivered, deliver
@@ -121,10 +120,3 @@ def test_a_paused_type_stays_in_the_inbox_until_it_is_resumed(place: Place) -> N
     assert pauses.resume("order.paid")
     assert not pauses.resume("order.paid")
     assert place.send(1, key="second").outcome == "won"
-
-
-@pytest.mark.parametrize(("type", "why"), [("", "is empty"), ("order.*", "a pattern cannot be paused"), ("a\nb", "control character")])
-def test_what_is_no_type_is_not_paused(place: Place, type: str, why: str) -> None:
-    with pytest.raises(InvalidEvent, match=why):
-        Pauses(place.db).pause(type)
-    assert place.db.meta.find_one({"_id": "paused"}) is None

@@ -194,7 +194,7 @@ def test_a_standalone_mongodb(tmp_path, settings, here):
         alone.start()
         settings = here(dataclasses.replace(settings, mongo_url=f"mongodb://127.0.0.1:{alone.port}/dedup"))
         seen = by_check(examine(settings))
-        assert (seen["mongo.replica_set"].severity, "mongo.majority" in seen) == ("warning", False)
+        assert (seen["mongo.replica_set"].severity, "mongo.majority" in seen, "mongo" in seen) == ("warning", False, False)
         with_handlers = here(dataclasses.replace(settings, handlers=("workers.examples.departures",)))
         assert by_check(examine(with_handlers))["mongo.replica_set"].severity == "problem"
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from app.errors import InvalidEvent
 from app.naming import RECOVERY_QUEUE, queue_of
 from app.presence import remember_listener
 from app.retiring import retire_silent
@@ -597,6 +598,13 @@ def test_a_pause_that_matches_no_type_stops_nothing(place, swept, pauses):
     place.accept("a", at=utc_now() - timedelta(seconds=60))
     place.db["meta"].insert_one({"_id": "paused", "v": 1, "types": [""]})
     assert swept.sweep().recovered == 1
+
+
+@pytest.mark.parametrize(("type", "why"), [("", "is empty"), ("order.*", "a pattern cannot be paused"), ("a\nb", "control character")])
+def test_what_is_no_type_is_not_paused(place, type, why):
+    with pytest.raises(InvalidEvent, match=why):
+        Pauses(place.db).pause(type)
+    assert place.db.meta.find_one({"_id": "paused"}) is None
 
 
 def test_g5_failures_of_a_paused_type_do_not_hide_others(place, swept, pauses, monkeypatch):
