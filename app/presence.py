@@ -40,6 +40,7 @@ class Beat(msgspec.Struct, frozen=True):
         won, skipped, failed: events since the node started.
         reads: the message version it understands.
         clock_ms: the same moment as ``at_ms``, by its host's clock; 0 where it did not say.
+        handlers: what its handlers take, and their names, as ``order.paid shop.handlers.mark_paid``; None where it did not say.
     """
 
     node: str
@@ -53,6 +54,7 @@ class Beat(msgspec.Struct, frozen=True):
     started_ms: int = 0
     reads: int = MESSAGE_VERSION
     clock_ms: int = 0
+    handlers: tuple[str, ...] | None = None
 
 
 class Listener(msgspec.Struct, frozen=True):

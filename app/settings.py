@@ -197,6 +197,13 @@ class Settings:
         ):
             if not left < right:
                 raise SettingsError(f"settings break the law {name} ({left:g} against {right:g}): {why}")
+        _check_url("redis_url", self.redis_url, ("redis", "rediss", "unix"))
+        _check_url("broker_url", self.broker_url)
+        _check_url("mongo_url", self.mongo_url, ("mongodb", "mongodb+srv"))
+        if not (self.token.isascii() and self.token.isprintable() and " " not in self.token):
+            raise SettingsError(f"{PREFIX}TOKEN must be printable ASCII without spaces: it travels in an HTTP header")
+        if self.flower_auth and not all(self.flower_auth.partition(":")):
+            raise SettingsError(f"{PREFIX}FLOWER_AUTH must be a user and a password, as in user:password")
         if not database_of(self.mongo_url):
             raise SettingsError(f"{PREFIX}MONGO_URL must name the database, as in mongodb://127.0.0.1:27017/dedup")
 
@@ -224,6 +231,20 @@ class Settings:
     def loopback(self) -> bool:
         """Whether the broadcaster is bound to this machine alone."""
         return self.host in ("localhost", "::1") or self.host.startswith("127.")
+
+
+def _check_url(name: str, url: str, schemes: tuple[str, ...] = ()) -> None:
+    """Refuse a URL of another scheme, or with a port that is none; its text may hold a password, and is not repeated."""
+    scheme, separator, rest = url.partition("://")
+    if not separator or (schemes and scheme not in schemes):
+        raise SettingsError(
+            f"{PREFIX}{name.upper()} must be a URL that begins with {' or '.join(f'{one}://' for one in schemes) or 'amqp://'}"
+        )
+    hosts = rest.partition("?")[0].partition("/")[0].rpartition("@")[2]
+    for host in hosts.split(",") if scheme != "unix" else ():
+        port = host.rpartition(":")[2] if ":" in host.rpartition("]")[2] else ""
+        if port and not (port.isdecimal() and int(port) <= _PORTS[1]):
+            raise SettingsError(f"{PREFIX}{name.upper()} has the port {port!r}, and a port is a number up to {_PORTS[1]}")
 
 
 def database_of(mongo_url: str) -> str:
@@ -269,8 +290,9 @@ def _server_urls(values: Mapping[str, Any], home: Path) -> dict[str, str]:
     if len(given) == len(SERVER_URLS):
         return {}
     if given:
-        missing = ", ".join(PREFIX + name.upper() for name in SERVER_URLS if name not in given)
-        raise SettingsError(f"half a set of server URLs: {missing} is missing; set all three, or none to use the embedded servers")
+        missing = [PREFIX + name.upper() for name in SERVER_URLS if name not in given]
+        verb = "is" if len(missing) == 1 else "are"
+        raise SettingsError(f"{' and '.join(missing)} {verb} missing: set all three server URLs, or none to use the embedded servers")
     recorded = recorded_servers(home)
     if recorded is not None and any(process.alive for process in recorded.processes):
         return recorded.urls
@@ -286,7 +308,8 @@ def _parsed(name: str, kind: Any, raw: str) -> Any:
         if kind in (float, "float"):
             return float(text)
     except ValueError:
-        raise SettingsError(f"{PREFIX}{name.upper()} must be a number, not {raw!r}") from None
+        number = "whole number" if kind in (int, "int") else "number"
+        raise SettingsError(f"{PREFIX}{name.upper()} must be a {number}, not {raw!r}") from None
     if name == "handlers":
         return tuple(part.strip() for part in text.split(",") if part.strip())
     return Path(text) if name in ("home", "policies") else text

@@ -28,7 +28,7 @@ from app.embedded.process import ManagedProcess
 from app.embedded.servers import EmbeddedServers
 from app.errors import ServerStartError, TransientError
 from app.service import Service, cut_off
-from app.settings import PREFIX, SERVER_URLS, Settings
+from app.settings import PREFIX, Settings
 
 if TYPE_CHECKING:
     from app.presence import Presence
@@ -254,7 +254,7 @@ def next_free_port(wanted: int) -> int:
 
 def placeholder_urls() -> dict[str, Any]:
     """Server URLs that let settings be checked before the embedded servers run."""
-    return dict.fromkeys(SERVER_URLS, "none://127.0.0.1/dedup")
+    return {"redis_url": "redis://none", "broker_url": "redis://none", "mongo_url": "mongodb://none/dedup"}
 
 
 def _program(name: str) -> str:

@@ -59,7 +59,8 @@ def _accepted(inbox: Sequence[Document], first: Document | None) -> Iterator[Ste
         yield _forwarded(batch) if batch.get("forwarded_at") else _step("waiting", None, "not yet forwarded")
     if not inbox and first is not None:
         where = f" in batch {first['batch']}" if first.get("batch") else ""
-        yield _step("accepted", first["accepted_at"], f"accepted{_door(first)}{where}, digest {first['digest']}")
+        digest = (first.get("superseded") or [first["digest"]])[0]  # an operator may have put other content in its place since
+        yield _step("accepted", first["accepted_at"], f"accepted{_door(first)}{where}, digest {digest}")
 
 
 def _door(document: Document) -> str:

@@ -70,7 +70,8 @@ class Heart(threading.Thread):
     def __init__(self, settings: Settings, node: str) -> None:
         super().__init__(name="heartbeat", daemon=True)
         self._settings = settings
-        self._beat = Beat(node=node, listener=listener_of(node), pid=os.getpid(), started_ms=int(time.time() * 1000))
+        handlers = tuple(sorted(f"{handler.pattern} {handler.name}" for handler in registry))
+        self._beat = Beat(node=node, listener=listener_of(node), pid=os.getpid(), started_ms=int(time.time() * 1000), handlers=handlers)
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._redis = redis_client.connect(settings)
@@ -143,6 +144,8 @@ def prepare(sender: str, instance: Any, conf: Any, options: Any, **_: Any) -> No
         current = settings()
         Policies.load(current.policies, current)
         load_handlers(current.handlers)
+        if current.handlers and not any(registry):
+            log.warning("listener.no_handlers", modules=current.handlers)
         _check_transactions(current)
     except (DedupError, ValueError) as error:
         sys.exit(f"dedup: {error}")

@@ -1,6 +1,7 @@
 """What flows, as the stores and the broker have it: deployment, listeners and their clocks, queues, sweeper, inbox, failures."""
 
 import re
+from collections.abc import Iterable
 from contextlib import closing
 from typing import Any
 
@@ -22,6 +23,8 @@ from app.stores.records import utc_now
 
 NEAR = 0.8
 """Above this share of a limit it is nearly reached."""
+_NAMED = 3
+"""So many are named of what may be many."""
 STUCK_S = 60.0
 """Batches are normally gone within a second."""
 _DEPLOYMENT = re.compile(rb"dedup:\{([^}]+)\}:=nodes")
@@ -118,6 +121,7 @@ def examine_listeners(findings: Findings, db: Database[Document], deployment: st
     else:
         findings.problem("listeners", "none lives: events wait in the inbox", "start one: celery -A app worker -n listener-1@%h")
     _clocks(findings, alive.values())
+    _handlers(findings, alive.values())
     known = {name: (utc_now() - seen_at).total_seconds() for name, seen_at in known_listeners(db)}
     silent_s = {listener.name: listener.silent_ms / 1000 for listener in heard}
     _queues(findings, settings, set(alive), known | silent_s)
@@ -133,7 +137,23 @@ def _sweeper(findings: Findings, swept_ms: int | None) -> None:
         findings.ok("sweeper", f"its last success was {swept_ms / 1000:.1f} s ago")
 
 
-def _clocks(findings: Findings, alive: Any) -> None:
+def _handlers(findings: Findings, alive: Iterable[Listener]) -> None:
+    """Whoever wins an event runs the handlers that it has: a listener without one takes the event's effects away."""
+    told = {node.node: set(node.handlers) for listener in alive for node in listener.nodes if node.handlers is not None}
+    every = set().union(*told.values())
+    lacking = {name: sorted(every - theirs) for name, theirs in told.items() if theirs != every}
+    if lacking:
+        seen = "; ".join(f"{name} has not {', '.join(handlers[:_NAMED])}" for name, handlers in sorted(lacking.items())[:_NAMED])
+        findings.problem(
+            "listeners.handlers",
+            f"listeners have different handlers, and run only their own for what they win: {seen}",
+            "start all with the same code and the same DEDUP_HANDLERS; 'dedup reprocess' runs the handlers of events that were won without",
+        )
+    elif told:
+        findings.ok("listeners.handlers", f"the same in all processes: {len(every)}")
+
+
+def _clocks(findings: Findings, alive: Iterable[Listener]) -> None:
     """By their heartbeats, which carry their host's clock beside Redis' own."""
     skews = [(node.node, (node.clock_ms - node.at_ms) / 1000) for listener in alive for node in listener.nodes if node.clock_ms]
     if skews:

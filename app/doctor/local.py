@@ -1,19 +1,23 @@
 """What this process can check alone: settings against each other, bindings, the policy file, the handler modules."""
 
+import difflib
 import importlib.util
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 
 from app.doctor.findings import Findings
 from app.embedded.serverinfo import recorded_servers
 from app.errors import PolicyError
 from app.events.policies import Policies
-from app.settings import Settings
+from app.settings import PREFIX, Settings, variables
 
 _LOAD_S = 60.0
 _SHORT_TOKEN = 16
+_OTHERS = (f"{PREFIX}TEST_", f"{PREFIX}BENCH_", f"{PREFIX}HYPOTHESIS", f"{PREFIX}IMAGE", f"{PREFIX}FLIGHTS_IMAGE")
+"""Variables that are no settings: those of tests, benchmarks and docker-compose.yml."""
 _LOAD = """
 import json, sys
 from app.errors import DedupError
@@ -44,6 +48,7 @@ def examine(findings: Findings, settings: Settings) -> Declared:
     embedded = recorded_servers(settings.home)
     if embedded is not None and embedded.mongo_url == settings.mongo_url:
         findings.ok("servers", f"embedded ones in {settings.home}, started by process {embedded.owner.pid}: for trying out and for tests")
+    _names(findings, variables())
     longest_s = _policies(findings, settings)
     transactional = _handlers(findings, settings)
     _timeouts(findings, settings, longest_s)
@@ -51,11 +56,21 @@ def examine(findings: Findings, settings: Settings) -> Declared:
     return Declared(longest_handler_s=longest_s, transactional=transactional)
 
 
+def _names(findings: Findings, env: Mapping[str, str]) -> None:
+    """A variable that nobody reads is a typing error, and the default holds where its user thinks otherwise."""
+    known = {PREFIX + spec.name.upper() for spec in fields(Settings)}
+    for name in sorted(name for name in env if name.startswith(PREFIX) and name not in known and not name.startswith(_OTHERS)):
+        near = difflib.get_close_matches(name, known, n=1)
+        findings.warn(
+            "settings", f"{name} is no setting", f"is {near[0]} meant? It has no effect" if near else "it has no effect: remove it"
+        )
+
+
 def _policies(findings: Findings, settings: Settings) -> float:
     try:
         policies = Policies.load(settings.policies, settings)
     except PolicyError as error:
-        findings.problem("policies", str(error), "mend the policy file: neither broadcaster nor listeners start with it")
+        findings.problem("policies", str(error), "mend that: neither broadcaster nor listeners start with it")
         return settings.max_handler_s
     findings.ok("policies", f"{settings.policies} can be read" if settings.policies else "no policy file: the defaults hold for every type")
     return max(policy.max_handler_s for policy in policies)

@@ -24,7 +24,7 @@ from app.events.hooks import Hook
 from app.events.policy import CONTENT_HASH, Policy
 from app.events.source_file import sources_in
 from app.events.sources import Source
-from app.settings import LIMITS, MAX_SECONDS, Settings
+from app.settings import LIMITS, MAX_SECONDS, PREFIX, Settings
 
 _TABLES = ("defaults", "types", "feeds", "hooks")
 
@@ -40,8 +40,9 @@ def read_policies(path: Path | None, settings: Settings) -> tuple[Policy, dict[s
     """
     base: dict[str, Any] = {"key": None, "key_version": 1, "digest": None, "on_conflict": "quarantine"}
     base |= {name: getattr(settings, name) for name in _FROM_SETTINGS}
+    of_settings = {name: PREFIX + name.upper() for name in _FROM_SETTINGS}
     if path is None:
-        return _policy("the settings", "", base, {}, settings), {}
+        return _policy("the settings", "", base, {}, settings, of_settings), {}
     content = _toml(path)
     for name in content:
         if name not in _TABLES:
@@ -49,15 +50,17 @@ def read_policies(path: Path | None, settings: Settings) -> tuple[Policy, dict[s
     sources_in(path, content.get("feeds", {}))
     hooks_in(path, content.get("hooks", {}))
     defaults = f"{path}: defaults"
-    base |= _fields(defaults, content.get("defaults", {}))
+    given_to_all = _fields(defaults, content.get("defaults", {}))
+    base |= given_to_all
+    places = of_settings | dict.fromkeys(given_to_all, defaults)
     declared: dict[str, Policy] = {}
     for name, table in _table(f"{path}: types", content.get("types", {})).items():
         place = f'{path}: types."{name}"'
         if not name or not name.isprintable() or name != name.strip():
             raise PolicyError(f"{place}: a type's name must be printable text without spaces around it")
         given = _fields(place, table)
-        declared[name] = _policy(place, name, base | given, given, settings)
-    return _policy(defaults, "", base, {}, settings), declared
+        declared[name] = _policy(place, name, base | given, given, settings, places | dict.fromkeys(given, place))
+    return _policy(defaults, "", base, {}, settings, places), declared
 
 
 def read_sources(path: Path | None) -> dict[str, Source]:
@@ -109,8 +112,10 @@ def _fields(place: str, table: Any) -> dict[str, Any]:
     return checked
 
 
-def _policy(place: str, pattern: str, values: Mapping[str, Any], given: Mapping[str, Any], settings: Settings) -> Policy:
-    """A policy that keeps the laws between its fields and with the settings."""
+def _policy(
+    place: str, pattern: str, values: Mapping[str, Any], given: Mapping[str, Any], settings: Settings, places: Mapping[str, str]
+) -> Policy:
+    """A policy that keeps the laws between its fields and with the settings; ``places`` says where each field was set."""
     policy = Policy(pattern=pattern, **values)
     if policy.key is None and policy.key_version != 1:
         raise PolicyError(f"{place}: key_version has no meaning without key: the default key, source and id, has no version")
@@ -141,7 +146,7 @@ def _policy(place: str, pattern: str, values: Mapping[str, Any], given: Mapping[
         ),
     ):
         if not holds:
-            raise PolicyError(f"{place}: {field} {law}; it is {getattr(policy, field)}")
+            raise PolicyError(f"{places.get(field, place)}: {field} {law}; it is {getattr(policy, field)}")
     return policy
 
 

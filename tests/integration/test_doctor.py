@@ -249,6 +249,20 @@ def test_an_old_sweep_a_stuck_inbox_and_a_skewed_listener(deployed):
     assert {"sweeper", "listeners.clock", "capacity"} <= problems(examine(deployed))
 
 
+def test_listeners_with_different_handlers(deployed):
+    db = mongo.connect(deployed, role="test")
+    both = ("order.paid shop.mark_paid", "order.* shop.count")
+    with db.client, redis_client.connect(deployed) as client:
+        presence = Presence(client, deployment_id(db))
+        for number, handlers in ((2, both), (3, both)):
+            presence.beat(Beat(node=f"listener-{number}@h", listener=f"listener-{number}", pid=1, handlers=handlers))
+        assert by_check(examine(deployed))["listeners.handlers"].seen == "the same in all processes: 2"
+        presence.beat(Beat(node="listener-4@h", listener="listener-4", pid=1, handlers=()))
+    found = by_check(examine(deployed))["listeners.handlers"]
+    assert found.severity == "problem"
+    assert "listener-4@h has not order.* shop.count, order.paid shop.mark_paid" in found.seen
+
+
 def test_processes_that_work_for_another_database(deployed):
     elsewhere = dataclasses.replace(deployed, mongo_url=deployed.mongo_url.replace("/test_", "/other_test_"))
     found = by_check(examine(elsewhere))["deployment"]
@@ -276,6 +290,13 @@ def test_bindings_and_time_outs():
     assert local(visibility_timeout_s=15)["celery.visibility"].severity == "warning"
     assert local(visibility_timeout_s=300)["celery.visibility"].severity == "ok"
     assert local()["celery.visibility"].seen.startswith("none: ")
+
+
+def test_a_variable_that_is_no_setting(monkeypatch):
+    monkeypatch.setenv("DEDUP_LEESE_MS", "5")
+    found = local()["settings"]
+    assert (found.severity, found.seen) == ("warning", "DEDUP_LEESE_MS is no setting")
+    assert "DEDUP_LEASE_MS" in found.remedy
 
 
 def test_files_that_do_not_load(tmp_path, monkeypatch):

@@ -73,13 +73,13 @@ def test_without_servers_one_sentence_says_what_to_do(arguments, capsys):
 def test_half_a_set_of_urls_is_refused(arguments, capsys, monkeypatch):
     monkeypatch.setenv("DEDUP_MONGO_URL", "mongodb://127.0.0.1:1/dedup")
     assert exit_code(arguments) == 1
-    assert "half a set of server URLs" in capsys.readouterr().err
+    assert "missing: set all three server URLs" in capsys.readouterr().err
 
 
 def test_settings_are_checked_before_anything_starts(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("DEDUP_LEASE_MS", "long")
     assert exit_code(["up"]) == 1
-    assert "DEDUP_LEASE_MS must be a number" in capsys.readouterr().err
+    assert "DEDUP_LEASE_MS must be a whole number" in capsys.readouterr().err
     assert not (tmp_path / ".dedup").exists()
 
 

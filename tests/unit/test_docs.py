@@ -11,6 +11,7 @@ import pytest
 
 from app.events.policies import Policies
 from app.settings import PREFIX, Settings, load_settings
+from app.stack import placeholder_urls
 from tests.support import settings_table
 
 ROOT = Path(__file__).parents[2]
@@ -188,4 +189,4 @@ def _commands() -> frozenset[str]:
 
 
 def _defaults() -> Settings:
-    return load_settings({}, folder=ROOT / "tests", **dict.fromkeys(("redis_url", "broker_url", "mongo_url"), "none://127.0.0.1/x"))
+    return load_settings({}, folder=ROOT / "tests", **placeholder_urls())

@@ -315,7 +315,7 @@ def test_files_that_cannot_be_read(tmp_path):
 
 
 def test_settings_that_cannot_hold_are_named_too():
-    with pytest.raises(PolicyError, match="the settings: retention_s must be 0"):
+    with pytest.raises(PolicyError, match="DEDUP_RETENTION_S: retention_s must be 0"):
         Policies.load(None, replace(SETTINGS, retention_s=60))
 
 

@@ -80,7 +80,7 @@ def test_without_servers_one_sentence_says_what_to_do(tmp_path):
     ("name", "value"), [("PORT", "many"), ("LEASE_MS", "1.5"), ("MAX_HANDLER_S", "long"), ("PORT", "4,000")], ids=lambda v: v
 )
 def test_a_malformed_number_is_refused_by_name(tmp_path, name, value):
-    with pytest.raises(SettingsError, match=f"{PREFIX}{name} must be a number"):
+    with pytest.raises(SettingsError, match=f"{PREFIX}{name} must be a (whole )?number, not"):
         load(tmp_path, **{PREFIX + name: value})
 
 
@@ -115,6 +115,41 @@ def test_a_number_outside_its_limits_is_refused(tmp_path, name):
 def test_a_number_is_a_number(tmp_path, name):
     with pytest.raises(SettingsError, match=f"{PREFIX}{name.upper()} must be at least .* not nan"):
         load(tmp_path, **{PREFIX + name.upper(): "nan"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("REDIS_URL", "http://x", "must be a URL that begins with redis:// or rediss:// or unix://"),
+        ("REDIS_URL", "redis://x:port/0", "has the port 'port'"),
+        ("BROKER_URL", "127.0.0.1", "must be a URL that begins with amqp://"),
+        ("MONGO_URL", "foo", "must be a URL that begins with mongodb://"),
+        ("MONGO_URL", "mongodb://127.0.0.1:x/d", "has the port 'x'"),
+        ("MONGO_URL", "mongodb://a:1,b:70000/d", "has the port '70000'"),
+        ("TOKEN", "geheim…", "must be printable ASCII"),
+        ("TOKEN", "two words", "must be printable ASCII"),
+        ("FLOWER_AUTH", "nocolon", "must be a user and a password"),
+    ],
+)
+def test_what_no_client_could_use_is_refused_at_once(tmp_path, name, value, says):
+    with pytest.raises(SettingsError, match=f"{PREFIX}{name} {re.escape(says)}"):
+        load(tmp_path, **{PREFIX + name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("REDIS_URL", "rediss://user:pa:ss@redis.example:6380/1"),
+        ("REDIS_URL", "unix:///run/redis.sock?db=1"),
+        ("REDIS_URL", "redis://[::1]:6379/0"),
+        ("BROKER_URL", "amqp://guest:guest@127.0.0.1:5672//"),
+        ("BROKER_URL", "sqs://"),
+        ("MONGO_URL", "mongodb+srv://user:p%40ss@cluster.example/dedup?w=majority"),
+        ("MONGO_URL", "mongodb://a:1,b:2,[::1]:3/dedup?replicaSet=rs0"),
+    ],
+)
+def test_urls_of_all_kinds_are_taken(tmp_path, name, value):
+    assert getattr(load(tmp_path, **{PREFIX + name: value}), name.lower()) == value
 
 
 @pytest.mark.parametrize("url", ["mongodb://127.0.0.1:1", "mongodb://127.0.0.1:1/", "mongodb://127.0.0.1:1/?replicaSet=rs0"])

@@ -14,8 +14,9 @@ from app.events.policy_file import read_sources
 from app.events.source_file import auth_from, name_of, secret, source_from
 from app.events.sources import Source, malformed
 from app.settings import load_settings
+from app.stack import placeholder_urls
 
-SETTINGS = load_settings({}, folder=Path(__file__).parent, **dict.fromkeys(("redis_url", "broker_url", "mongo_url"), "none://127.0.0.1/x"))
+SETTINGS = load_settings({}, folder=Path(__file__).parent, **placeholder_urls())
 
 
 def source(**fields: object) -> Source:
