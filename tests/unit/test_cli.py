@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tomllib
@@ -14,7 +15,7 @@ import pytest
 from app.cli import demo
 from app.cli.edge import Interrupted, Signals, json_text, plain
 from app.cli.main import exit_code
-from app.cli.publish import Sending, batches
+from app.cli.publish import Sending, _sum_up, batches
 from app.feeds import BadLine
 from app.naming import key_in
 from app.publisher import Refused
@@ -96,6 +97,40 @@ def test_publish_says_which_line_is_bad_before_it_sends_any(capsys, tmp_path):
     assert capsys.readouterr().err.startswith("dedup: line 2: not JSON")
 
 
+def nobody() -> str:
+    """A URL at which nothing listens."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{one.getsockname()[1]}"
+
+
+def test_publish_with_no_broadcaster_says_so_once_and_what_to_do(capsys, tmp_path):
+    (tmp_path / "e.jsonl").write_text('{"type": "a", "id": "1"}\n')
+    url = nobody()
+    assert exit_code(["publish", "e.jsonl", "--url", url, "--patience", "1"]) == 1
+    waiting, end = capsys.readouterr().err.splitlines()
+    assert waiting == f"waiting for {url}, for up to 1 s: nothing answers there"
+    assert end.startswith(
+        f"dedup: nothing answers at {url}: start a broadcaster with 'dedup up', or name one with --url or DEDUP_BROADCASTER_URL"
+    )
+
+
+def test_publish_refuses_a_token_that_no_header_holds(capsys, monkeypatch, tmp_path):
+    (tmp_path / "e.jsonl").write_text('{"type": "a", "id": "1"}\n')
+    monkeypatch.setenv("DEDUP_TOKEN", "gehéim")
+    assert exit_code(["publish", "e.jsonl", "--url", nobody()]) == 1
+    assert capsys.readouterr().err.startswith("dedup: the token must be printable ASCII")
+
+
+@pytest.mark.parametrize("text", ['[{"type": "a", "id": "1"}]\n', '[\n{"type": "a"}\n]\n', "7\n"])
+def test_publish_says_of_an_array_what_is_wanted(text, capsys, tmp_path):
+    (tmp_path / "e.json").write_text(text)
+    assert exit_code(["publish", "e.json", "--url", nobody()]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("dedup: line 1: not ")
+    assert said.endswith("; a file of JSON lines has one event, a JSON object, on each line\n")
+
+
 def test_a_file_that_is_not_there(capsys):
     assert exit_code(["publish", "none.jsonl"]) == 1
     assert capsys.readouterr().err == "dedup: none.jsonl cannot be read: No such file or directory\n"
@@ -154,6 +189,16 @@ def test_bad_lines_are_reported_and_the_others_sent():
     assert door.taken == [b"b", b"d"]
     assert told == ["line 10: no good (type)", "line 12: no good (type)"]
     assert (sending.sent, sending.bad) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "sent, bad, said", [(1, 1, "1 event accepted by U, 1 line refused"), (1_000, 2, "1,000 events accepted by U, 2 lines refused")]
+)
+def test_numbers_and_their_nouns_agree(sent, bad, said, capsys):
+    sending = Sending(Door(), keep_going=True, note=print)  # type: ignore[arg-type]
+    sending.sent, sending.bad = sent, bad
+    _sum_up(sending, "U", as_json=False)
+    assert capsys.readouterr().out == said + "\n"
 
 
 def test_a_request_that_is_too_large_goes_in_smaller_ones():
