@@ -25,7 +25,7 @@ def status(
     every: Annotated[float, typer.Option(min=0.2, max=3600, help="Seconds between two looks, on a terminal.")] = 2.0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of text; once.")] = False,
 ) -> None:
-    """Show listeners, inbox, failures, ledger, sweeper and servers, as the stores have them.
+    """Show listeners, inbox, failures, ledger, sweeper and servers.
 
     On a terminal it is shown again and again until Ctrl-C; into a pipe or file, with --once or --json, once.
 
