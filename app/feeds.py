@@ -17,6 +17,8 @@ from app.errors import PermanentError
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})\Z")
 _DECIMAL = re.compile(r"-?(0|[1-9][0-9]{0,15})\.[0-9]{1,15}\Z")
 
+_WANTED = "a file of JSON lines has one event, a JSON object, on each line"
+
 
 class BadLine(PermanentError):
     """A line that is no event.
@@ -73,14 +75,14 @@ def json_lines(lines: Iterable[bytes], on_bad: OnBad = refuse) -> Iterator[tuple
         try:
             is_object = isinstance(decoder.decode(text), dict)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            on_bad(BadLine(number, f"not JSON: {error}"))
+            on_bad(BadLine(number, f"not JSON ({error}); {_WANTED}"))
         except RecursionError:
             on_bad(BadLine(number, "nested too deeply"))
         else:
             if is_object:
                 yield number, text
             else:
-                on_bad(BadLine(number, "not a JSON object"))
+                on_bad(BadLine(number, f"not a JSON object; {_WANTED}"))
 
 
 def csv_rows(lines: Iterable[bytes], row: Row, on_bad: OnBad = refuse) -> Iterator[tuple[int, bytes]]:

@@ -34,6 +34,9 @@ MAX_BODY_BYTES = 4 * 1024 * 1024
 _COMPRESS_BYTES = 1024
 _TOO_LARGE = 413
 _NO_EVENT_S_FAULT = frozenset({401, 403, 404, 405, 415})
+_NO_DOOR = frozenset({404, 405})
+"""A broadcaster never says these of its ``/events``: something else is there."""
+_NOTHING = "nothing answers there"
 
 Event = bytes | dict[str, Any]
 """An event in plain form or a CloudEvent, as a dict or as its JSON text."""
@@ -56,7 +59,19 @@ class Refused(PermanentError):
 
 
 class NotTaken(TransientError):
-    """The broadcaster did not take the events for as long as the publisher was to be patient."""
+    """The broadcaster did not take the events for as long as the publisher was to be patient.
+
+    Attributes:
+        answered: whether anything answered there at the last try.
+    """
+
+    def __init__(self, detail: str, *, answered: bool = True) -> None:
+        super().__init__(detail)
+        self.answered = answered
+
+
+class UnfitToken(PermanentError, ValueError):
+    """A token that no HTTP header holds."""
 
 
 class Publisher:
@@ -83,7 +98,12 @@ class Publisher:
             on_wait: told before each pause: why, and for how many seconds.
             sleep: waits.
             transport: another way of the requests than HTTP over a socket.
+
+        Raises:
+            UnfitToken: the token holds something else than printable ASCII.
         """
+        if not (token.isascii() and token.isprintable()):
+            raise UnfitToken("the token must be printable ASCII, without line breaks: it travels in an HTTP header")
         self.url = url.rstrip("/")
         self._patience_s = patience_s
         self._compress = compress
@@ -153,7 +173,10 @@ class Publisher:
                 return why
             pause_s = asked_s if asked_s is not None else min(_PAUSE_S[1], _PAUSE_S[0] * 2 ** (tries - 1)) * random.uniform(0.5, 1)
             if time.monotonic() + pause_s > give_up_at:
-                raise NotTaken(f"the broadcaster at {self.url} did not take the events ({why}); nothing is lost by sending them again")
+                raise NotTaken(
+                    f"the broadcaster at {self.url} did not take the events ({why}); nothing is lost by sending them again",
+                    answered=why != _NOTHING,
+                )
             if self._on_wait:
                 self._on_wait(why, pause_s)
             self._sleep(pause_s)
@@ -173,6 +196,8 @@ class Publisher:
             if isinstance(keys, list):
                 return cast(list[str], keys), None
             raise PermanentError(f"{self.url} answers, but is no broadcaster")
+        if answer.is_redirect or answer.status_code in _NO_DOOR:
+            raise Refused(f"no broadcaster answers at {self.url}: {_status_line(answer)}", status=answer.status_code)
         problem = _json_object(answer)
         index, field = problem.get("index"), problem.get("field")
         raise Refused(
@@ -213,7 +238,7 @@ def _requests(events: Iterable[Event]) -> Iterator[list[bytes]]:
 
 def _words_of(error: httpx.TransportError) -> str:
     if isinstance(error, httpx.ConnectError):
-        return "nothing answers there"
+        return _NOTHING
     if isinstance(error, httpx.TimeoutException):
         return f"no answer within {_TIMEOUT_S:g} s"
     return f"the connection broke: {str(error) or type(error).__name__}"
@@ -229,7 +254,11 @@ def _json_object(answer: httpx.Response) -> dict[str, Any]:
 
 def _detail(answer: httpx.Response) -> str:
     said = _json_object(answer).get("detail")
-    return said if isinstance(said, str) and said else f"HTTP {answer.status_code} {answer.reason_phrase}".strip()
+    return said if isinstance(said, str) and said else _status_line(answer)
+
+
+def _status_line(answer: httpx.Response) -> str:
+    return f"HTTP {answer.status_code} {answer.reason_phrase}".strip()
 
 
 def _retry_after(answer: httpx.Response) -> float | None:

@@ -72,7 +72,7 @@ class Doors:
             raise HTTPException(403, "sample events are off outside loopback addresses")
         with self._reception.budget.share(client_of(request.scope)) as share:
             order = in_form(
-                await self._reception.body(request, share, limit=1_000), Burst, "the body must be like {'count': 100}", field="count"
+                await self._reception.body(request, share, limit=1_000), Burst, 'the body must be like {"count": 100}', field="count"
             )
         start = self._next_sample if order.start is None else order.start
         batches: list[str] = []

@@ -48,6 +48,8 @@ def _source(server: str, given: dict[str, Any]) -> Any:
     from app.events.source_file import auth_from, name_of, source_from
 
     if "://" in server:
+        if "event" not in given:
+            raise typer.BadParameter(f"--from {server} needs --event NAME: the Socket.IO event that carries its events")
         fields = given | {"url": server} | ({"auth": auth_from(given["auth"])} if "auth" in given else {})
         return source_from("dedup bridge", name_of(server), fields)
     if given:

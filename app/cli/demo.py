@@ -46,10 +46,11 @@ def demo(
         bool, typer.Option("--json", help="The last line of standard output is one JSON object; the rest goes to standard error.")
     ] = False,
 ) -> None:
-    """Start everything on free ports with empty data, feed real flights, audit, say the result, stop everything.
+    """Run the whole system on real flights, audit it, stop it.
 
-    Some 50 events come one by one, so that Flower shows what each listener does with each; the rest comes in bulk. Every listener
-    gets every event: one wins it, the others skip it. Variables, .env and servers of yours are left alone.
+    Everything starts on free ports with empty data. Some 50 events come one by one, so that Flower shows what each listener does
+    with each; the rest comes in bulk. Every listener gets every event: one wins it, the others skip it. Variables, .env and
+    servers of yours are left alone.
 
     Exit code 0 only when every event was processed once: nothing lost, nothing twice. 'seconds' and 'events_per_s' are those of
     the bulk, from its first request to its last processed event.

@@ -60,6 +60,11 @@ def plain(text: str) -> str:
     return _COMMANDS.sub(lambda found: found[0] if found[0] in "\n\t" else f"\\u{ord(found[0]):04x}", text)
 
 
+def counted(number: int, one: str, many: str) -> str:
+    """A number with its noun, as in ``1 event`` and ``1,000 events``."""
+    return f"{number:,} {one if number == 1 else many}"
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, datetime):
         return value.isoformat(timespec="milliseconds")

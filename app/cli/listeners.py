@@ -10,7 +10,7 @@ from app.cli.status import ago
 from app.errors import TransientError
 from app.settings import Settings, load_settings
 
-listeners = typer.Typer(help="See who receives events, and forget names that will not come back.", no_args_is_help=True)
+listeners = typer.Typer(help="See who receives events, and forget names that are gone.", no_args_is_help=True)
 
 
 @listeners.command("list")

@@ -24,6 +24,7 @@ from app.cli.reprocess import reprocess
 from app.cli.servers import servers
 from app.cli.status import status
 from app.cli.up import up
+from app.cli.usage import make_plain
 from app.errors import DedupError
 
 cli = typer.Typer(
@@ -57,6 +58,7 @@ for command in (up, demo, publish, status, inspect, audit, doctor, reprocess, pa
 cli.add_typer(failures, name="failures")
 cli.add_typer(listeners, name="listeners")
 cli.add_typer(servers, name="servers")
+make_plain(cli)
 
 
 def run() -> NoReturn:

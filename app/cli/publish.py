@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Self
 
 import typer
 
-from app.cli.edge import console, environment, home_folder, put, put_json, say
+from app.cli.edge import console, counted, environment, home_folder, put, put_json, say
 from app.errors import PermanentError
 from app.feeds import BadLine, Row, csv_rows, json_lines, refuse
 from app.settings import MAX_BATCH_EVENTS, PREFIX
@@ -54,18 +54,19 @@ def publish(
     whole file again: what is known already is processed no second time. Exit code 1 when a line was bad or the broadcaster did
     not take the events.
     """
-    from app.publisher import Publisher
+    from app.publisher import NotTaken, Publisher
 
     row = _row_rule(file, format, type=type, source=source, id_column=id_column, time_column=time_column, text=text)
     with ExitStack() as closing:
         stream = closing.enter_context(_opened(file))
         progress = closing.enter_context(_Progress(stream))
+        address = url or broadcaster_url()
         publisher = closing.enter_context(
             Publisher(
-                url or broadcaster_url(),
+                address,
                 token=environment().get(PREFIX + "TOKEN", ""),
                 patience_s=patience,
-                on_wait=lambda why, seconds: progress.note(f"waiting {seconds:.1f} s: {why}"),
+                on_wait=_Waits(address, patience, progress.note),
             )
         )
         sending = Sending(publisher, keep_going=keep_going, note=progress.note)
@@ -77,12 +78,35 @@ def publish(
                 sending.send(group)
                 progress.show(sending.sent)
             ended = True
+        except NotTaken as error:
+            if error.answered:
+                raise
+            raise NotTaken(
+                f"nothing answers at {address}: start a broadcaster with 'dedup up', or name one with --url or "
+                f"{PREFIX}BROADCASTER_URL; then send the file again",
+                answered=False,
+            ) from error
         finally:
             progress.end()
             if ended or sending.sent or as_json:
                 _sum_up(sending, publisher.url, as_json=as_json)
     if sending.bad:
         raise typer.Exit(1)
+
+
+class _Waits:
+    """Says why it waits, once for each reason in a row."""
+
+    def __init__(self, address: str, patience_s: float, note: Callable[[str], None]) -> None:
+        self._address = address
+        self._patience_s = patience_s
+        self._note = note
+        self._said = ""
+
+    def __call__(self, why: str, _pause_s: float) -> None:
+        if why != self._said:
+            self._said = why
+            self._note(f"waiting for {self._address}, for up to {self._patience_s:g} s: {why}")
 
 
 class Sending:
@@ -261,5 +285,5 @@ def _sum_up(sending: Sending, url: str, *, as_json: bool) -> None:
         put_json({"accepted": sending.sent, "refused": sending.bad, "seconds": round(seconds, 3)})
     else:
         rate = f", {sending.sent / seconds:,.0f} a second" if sending.sent and seconds > 1 else ""
-        refused = f", {sending.bad:,} lines refused" if sending.bad else ""
-        put(f"{sending.sent:,} events accepted by {url}{rate}{refused}")
+        refused = f", {counted(sending.bad, 'line', 'lines')} refused" if sending.bad else ""
+        put(f"{counted(sending.sent, 'event', 'events')} accepted by {url}{rate}{refused}")

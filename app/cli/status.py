@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.edge import console, hanging, plain, put, put_json, text_width
+from app.cli.edge import console, counted, hanging, plain, put, put_json, text_width
 from app.settings import load_settings
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def status(
     every: Annotated[float, typer.Option(min=0.2, max=3600, help="Seconds between two looks, on a terminal.")] = 2.0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of text; once.")] = False,
 ) -> None:
-    """Show listeners, inbox, failures, ledger, sweeper and servers, as the stores have them.
+    """Show listeners, inbox, failures, ledger, sweeper and servers.
 
     On a terminal it is shown again and again until Ctrl-C; into a pipe or file, with --once or --json, once.
 
@@ -99,15 +99,15 @@ def _values(facts: dict[str, Any]) -> dict[str, Any]:
     elif isinstance(facts["listeners"], dict):
         rows["listeners"] = facts["listeners"]
     oldest = f", the oldest {ago(inbox['oldest_age_s'])} old" if inbox.get("oldest_age_s") is not None else ""
-    rows["inbox"] = inbox if "error" in inbox else f"{_number(inbox['batches'], 'batch', 'batches')} waiting{oldest}"
-    rows["ledger"] = ledger if "error" in ledger else f"{_number(ledger['events'], 'event', 'events')} processed"
+    rows["inbox"] = inbox if "error" in inbox else f"{counted(inbox['batches'], 'batch', 'batches')} waiting{oldest}"
+    rows["ledger"] = ledger if "error" in ledger else f"{counted(ledger['events'], 'event', 'events')} processed"
     rows["latency"] = recent if "error" in recent else _latency(recent["latency"])
     rows["failures"] = failures if "error" in failures else ", ".join(f"{n:,} {state}" for state, n in failures.items()) or "none"
     for number, why in enumerate(facts["reasons"] if isinstance(facts["reasons"], list) else ()):
         rows[" " * (number + 1)] = f"{why['n']:,} {why['state']}: {_one_line(why['reason'])}"
     rows["leases"] = held if "error" in held else _leases(held)
     if "error" not in queues and queues["recovery"]:
-        rows["recovery"] = f"{_number(queues['recovery'], 'delivery', 'deliveries')} waiting"
+        rows["recovery"] = f"{counted(queues['recovery'], 'delivery', 'deliveries')} waiting"
     rows["sweeper"] = sweeper if "error" in sweeper else _swept(sweeper["last_success_s"])
     if "error" not in held and held["acting"]["bridge"]:
         rows["bridge"] = f"{plain(held['acting']['bridge'])} acts"
@@ -161,14 +161,14 @@ def _latency(latency: dict[str, Any]) -> str:
     if not latency["events"]:
         return "nothing is processed yet"
     shares = ", ".join(f"p{share} {latency[f'p{share}_s']:.3f} s" for share in (50, 95, 99))
-    return f"{shares} (newest {_number(latency['events'], 'event', 'events')})"
+    return f"{shares} (newest {counted(latency['events'], 'event', 'events')})"
 
 
 def _leases(held: dict[str, Any]) -> str:
     said = [f"{plain(name)} {leases:,}" for name, leases in held["live"].items()]
     if held["lapsed"]:
         said.append(f"{held['lapsed']:,} RUN OUT")
-    return f"{', '.join(said) or 'none'}{' of ' + _number(held['of'], 'event', 'events') if held['of'] else ''}"
+    return f"{', '.join(said) or 'none'}{' of ' + counted(held['of'], 'event', 'events') if held['of'] else ''}"
 
 
 def _one_line(text: str) -> str:
@@ -192,10 +192,6 @@ def _feed(feed: dict[str, Any]) -> str:
 
 def _swept(before_s: float | None) -> str:
     return "has not succeeded yet: is a bridge running?" if before_s is None else f"succeeded {ago(before_s)} ago"
-
-
-def _number(count: int, one: str, many: str) -> str:
-    return f"{count:,} {one if count == 1 else many}"
 
 
 def ago(seconds: float) -> str:

@@ -1,5 +1,6 @@
 """``dedup up``: everything on this machine, until Ctrl-C."""
 
+import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.edge import Interrupted, Signals, environment, names_servers, put, say
+from app.cli.edge import Interrupted, Signals, environment, home_folder, names_servers, put, say
 from app.settings import PREFIX, Settings, load_settings
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ def up(
     ends by itself is started again, up to five times a minute.
 
     By hand: 'dedup up --listeners 0', and in other terminals, in the same folder: celery -A app worker -n listener-1@%h
+
+    With --home FOLDER, other commands find this deployment where DEDUP_HOME=FOLDER is set, as in: DEDUP_HOME=FOLDER dedup status
     """
     from app.stack import Stack
 
@@ -119,10 +122,11 @@ def _port(option: int | None, setting: int, was_set: bool, who: str, *, taken: i
 
 def _tell(stack: "Stack") -> None:
     servers = stack.servers
+    other = elsewhere(stack.settings.home)
     rows = {
         "Broadcaster": stack.broadcaster_url,
         "Flower": stack.flower_url,
-        "Listeners": ", ".join(stack.listeners) or "none; start some with: celery -A app worker -n listener-1@%h",
+        "Listeners": ", ".join(stack.listeners) or f"none; start some with: {other}celery -A app worker -n listener-1@%h",
         "Valkey": f"127.0.0.1:{servers.valkey.port}" if servers else "as set by DEDUP_REDIS_URL and DEDUP_BROKER_URL",
         "MongoDB": f"127.0.0.1:{servers.mongo.nodes[0].port}" if servers else "as set by DEDUP_MONGO_URL",
         "Data, logs": _short(stack.settings.home),
@@ -130,7 +134,14 @@ def _tell(stack: "Stack") -> None:
     for name, value in rows.items():
         put(f"{name:<12} {value}")
     put("")
-    put("Feed it: dedup publish FILE, or POST to /events. Look: dedup status. Stop: Ctrl-C.")
+    put(f"Feed it: {other}dedup publish FILE, or POST to /events. Look: {other}dedup status. Stop: Ctrl-C.")
+
+
+def elsewhere(home: Path) -> str:
+    """What a command in this folder must begin with to mean the deployment in ``home``; empty where it means that one anyway."""
+    if home.absolute() == home_folder().absolute():
+        return ""
+    return f"{PREFIX}HOME={shlex.quote(_short(home))} "
 
 
 def _short(path: Path) -> str:

@@ -59,7 +59,7 @@ class Policy:
         if self.key == CONTENT_HASH:
             return hash_key(type_, self.key_version, digest), digest
         if "id" not in event:
-            raise InvalidEvent("the event has no id, no Idempotency-Key came with it, and no key rule is set for its type", field="id")
+            raise InvalidEvent("the event has no id, and the policy file has no key rule for its type", field="id")
         return id_key(event["source"], event["id"]), digest
 
     def longest_pause_ms(self, attempt: int) -> int:

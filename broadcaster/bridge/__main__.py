@@ -8,15 +8,21 @@ import time
 from collections.abc import Sequence
 
 from app import telemetry
+from app.arguments import take_none
 from app.errors import DedupError
 from app.events.sources import Source
 from app.settings import load_settings, variables
 
 _LOOK_EVERY_S = 0.1
+_HELP = (
+    "Forwards accepted events to the listeners' queues, and sends again what nobody finishes, until Ctrl-C or SIGTERM. It is set by DEDUP_ "
+    "variables, in the environment or in .env; docs/settings.md has all of them. 'dedup bridge' is the same with options, for foreign feeds."
+)
 
 
 def main() -> None:
-    """Run the bridge of this process; a wrong setting ends it with one sentence and exit code 1."""
+    """Run the bridge of this process; a wrong setting ends it with one sentence and exit code 1, an argument with 2."""
+    take_none("python -m broadcaster.bridge", _HELP, sys.argv[1:])
     try:
         run()
     except DedupError as error:

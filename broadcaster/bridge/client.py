@@ -101,7 +101,9 @@ class OrderedClient(socketio.Client):  # type: ignore[misc]  # untyped library
             self.eio.abandon()
             if self._socket is not None:
                 self._socket.shutdown()  # type: ignore[no-untyped-call]  # untyped library
-            if isinstance(error, SocketError | OSError):
+            if isinstance(error, SocketError):
+                raise SocketError(f"{_without_user(self.connection_url)}: {_reason(error)}") from error
+            if isinstance(error, OSError):
                 raise
             raise SocketError(f"the server's handshake is none: {error!r}"[:200]) from error
 
@@ -143,6 +145,21 @@ class OrderedClient(socketio.Client):  # type: ignore[misc]  # untyped library
             log.warning("bridge.rubbish", server=self.connection_url, error=name_of(error), before=self.rubbish)
         self.rubbish += 1
         self._binary_packet = None
+
+
+def _reason(error: SocketError) -> str:
+    """What the library says, and what it leaves out: it answers every socket that does not open with 'Connection error'."""
+    told = str(error)
+    below = error.__cause__.__context__ if error.__cause__ else None
+    if below is None or str(below) in told:
+        return told
+    return f"{told} ({str(below).partition(' -+-+- ')[0][:200]})"  # what follows the mark are the answer's headers and body
+
+
+def _without_user(url: str) -> str:
+    """A URL without the name and the password in it."""
+    scheme, mark, rest = url.partition("://")
+    return f"{scheme}{mark}{rest.rpartition('@')[2]}"
 
 
 class _EngineClient(engineio.Client):  # type: ignore[misc]  # untyped library

@@ -212,7 +212,7 @@ def test_feeds_of_the_policy_file_and_what_is_wrong_with_the_command_line(place,
 
     for arguments, code, said in (
         (["--from", "nowhere"], 1, "the policy file has no feed 'nowhere'"),
-        (["--from", foreign.url], 1, "has no event"),
+        (["--from", foreign.url], 2, "needs --event NAME"),
         (["--event", "departure"], 2, "needs --from"),
         (["--from", foreign.url, "--event", "departure", "--key", "a["], 1, "is no JMESPath"),
         (["--from", foreign.url, "--event", "departure", "--auth", "env:NOT_SET_ANYWHERE"], 1, "NOT_SET_ANYWHERE"),
@@ -299,6 +299,15 @@ def test_g1_a_server_that_waits_for_acknowledgements_gets_them_when_its_events_a
         eventually(lambda: list(accepted(place)) == ["id~airport~1", "id~airport~2"], 10)
         here.end()
         hasty_db.client.close()
+
+
+@pytest.mark.parametrize("transport", ["websocket", "polling"])
+def test_a_server_that_does_not_answer_is_named_with_the_reason_and_without_its_password(transport):
+    port = free_port()
+    client = OrderedClient(timeout_s=5)
+    with pytest.raises(SocketError, match=rf"^http://127\.0\.0\.1:{port}: .*[Cc]onnection refused") as raised:
+        client.connect(f"http://user:s3cret@127.0.0.1:{port}", transports=[transport])
+    assert "s3cret" not in str(raised.value)
 
 
 def test_an_acknowledgement_is_for_its_own_connection_alone():

@@ -3,10 +3,12 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tomllib
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,9 @@ import pytest
 from app.cli import demo
 from app.cli.edge import Interrupted, Signals, json_text, plain
 from app.cli.main import exit_code
-from app.cli.publish import Sending, batches
+from app.cli.publish import Sending, _sum_up, batches
+from app.cli.up import elsewhere
+from app.cli.usage import summary
 from app.feeds import BadLine
 from app.naming import key_in
 from app.publisher import Refused
@@ -41,6 +45,80 @@ def test_help_of_every_command_fits_sixty_columns(command, capsys, monkeypatch):
     assert said.startswith(f"Usage: dedup {command} [OPTIONS]")
     assert max(len(line) for line in said.splitlines()) <= 60
     assert "\x1b" not in said
+
+
+@pytest.mark.parametrize("group", ["", "failures", "listeners", "servers"])
+def test_no_summary_is_cut_off_in_mid_sentence_on_eighty_columns(group, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert exit_code([*group.split(), "--help"]) == 0
+    commands = capsys.readouterr().out.partition("Commands:\n")[2].splitlines()
+    assert len(commands) >= 2
+    assert not [line for line in commands if line.endswith("...") or not line.startswith("  ") or line.startswith("   ")]
+
+
+@pytest.mark.parametrize(
+    "limit, said",
+    [
+        (50, "Park events of a type, all of them; others go on."),
+        (40, "Park events of a type, all of them"),
+        (30, "Park events of a type"),
+        (9, ""),
+    ],
+)
+def test_a_summary_ends_with_a_clause(limit, said):
+    assert summary("Park events of a type, all of\nthem; others go on. More.\n\nAnd more.", limit) == said
+
+
+def test_a_heading_alone_is_no_summary():
+    assert summary("Conflicts: let the first one stand, and refuse this one.", 40) == "Conflicts: let the first one stand"
+
+
+@pytest.mark.parametrize(
+    "command, usage",
+    [("publish", "FILE"), ("inspect", "KEY"), ("failures retry", "[KEY]"), ("reprocess", "KEY..."), ("listeners forget", "NAME...")],
+)
+def test_usage_names_arguments_as_they_are(command, usage, capsys):
+    assert exit_code([*command.split(), "--help"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == f"Usage: dedup {command} [OPTIONS] {usage}"
+
+
+@pytest.mark.parametrize("program", ["broadcaster", "broadcaster.bridge"])
+@pytest.mark.parametrize("arguments, code", [(["--help"], 0), (["--port", "5000"], 2)])
+def test_programs_without_arguments_pass_over_none(program, arguments, code, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [program, *arguments])
+    with pytest.raises(SystemExit) as ended:
+        import_module(f"{program}.__main__").main()
+    assert ended.value.code == code
+    said = capsys.readouterr()
+    if code:
+        assert said.err == f"dedup: python -m {program} takes no arguments, and '--port' is one: see --help\n"
+    else:
+        assert said.out.startswith(f"Usage: python -m {program}\n")
+        assert "DEDUP_" in said.out
+
+
+def test_the_broadcaster_says_who_speaks_when_it_cannot_start():
+    done = subprocess.run([sys.executable, "-m", "broadcaster"], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("dedup: no servers: ")
+
+
+@pytest.mark.parametrize(
+    "home, said", [(".dedup", ""), ("other", "DEDUP_HOME=other "), ("a b", "DEDUP_HOME='a b' "), ("/srv/x", "DEDUP_HOME=/srv/x ")]
+)
+def test_hints_for_another_home_name_it(home, said, tmp_path):
+    assert elsewhere(tmp_path / home) == said
+
+
+def test_hints_need_no_home_that_is_set_anyway(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEDUP_HOME", "other")
+    assert elsewhere(tmp_path / "other") == ""
+    assert elsewhere(tmp_path / ".dedup") == "DEDUP_HOME=.dedup "
+
+
+def test_a_foreign_server_needs_the_name_of_its_event(capsys):
+    assert exit_code(["bridge", "--from", "http://feed.example", "--key", "n"]) == 2
+    assert "--from http://feed.example needs --event NAME" in " ".join(capsys.readouterr().err.split())
 
 
 def test_version(capsys):
@@ -94,6 +172,40 @@ def test_publish_says_which_line_is_bad_before_it_sends_any(capsys, tmp_path):
     (tmp_path / "e.jsonl").write_text('{"type": "a"}\n{bad\n')
     assert exit_code(["publish", "e.jsonl", "--url", "http://127.0.0.1:1"]) == 1
     assert capsys.readouterr().err.startswith("dedup: line 2: not JSON")
+
+
+def nobody() -> str:
+    """A URL at which nothing listens."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{one.getsockname()[1]}"
+
+
+def test_publish_with_no_broadcaster_says_so_once_and_what_to_do(capsys, tmp_path):
+    (tmp_path / "e.jsonl").write_text('{"type": "a", "id": "1"}\n')
+    url = nobody()
+    assert exit_code(["publish", "e.jsonl", "--url", url, "--patience", "1"]) == 1
+    waiting, end = capsys.readouterr().err.splitlines()
+    assert waiting == f"waiting for {url}, for up to 1 s: nothing answers there"
+    assert end.startswith(
+        f"dedup: nothing answers at {url}: start a broadcaster with 'dedup up', or name one with --url or DEDUP_BROADCASTER_URL"
+    )
+
+
+def test_publish_refuses_a_token_that_no_header_holds(capsys, monkeypatch, tmp_path):
+    (tmp_path / "e.jsonl").write_text('{"type": "a", "id": "1"}\n')
+    monkeypatch.setenv("DEDUP_TOKEN", "gehéim")
+    assert exit_code(["publish", "e.jsonl", "--url", nobody()]) == 1
+    assert capsys.readouterr().err.startswith("dedup: the token must be printable ASCII")
+
+
+@pytest.mark.parametrize("text", ['[{"type": "a", "id": "1"}]\n', '[\n{"type": "a"}\n]\n', "7\n"])
+def test_publish_says_of_an_array_what_is_wanted(text, capsys, tmp_path):
+    (tmp_path / "e.json").write_text(text)
+    assert exit_code(["publish", "e.json", "--url", nobody()]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("dedup: line 1: not ")
+    assert said.endswith("; a file of JSON lines has one event, a JSON object, on each line\n")
 
 
 def test_a_file_that_is_not_there(capsys):
@@ -154,6 +266,16 @@ def test_bad_lines_are_reported_and_the_others_sent():
     assert door.taken == [b"b", b"d"]
     assert told == ["line 10: no good (type)", "line 12: no good (type)"]
     assert (sending.sent, sending.bad) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "sent, bad, said", [(1, 1, "1 event accepted by U, 1 line refused"), (1_000, 2, "1,000 events accepted by U, 2 lines refused")]
+)
+def test_numbers_and_their_nouns_agree(sent, bad, said, capsys):
+    sending = Sending(Door(), keep_going=True, note=print)  # type: ignore[arg-type]
+    sending.sent, sending.bad = sent, bad
+    _sum_up(sending, "U", as_json=False)
+    assert capsys.readouterr().out == said + "\n"
 
 
 def test_a_request_that_is_too_large_goes_in_smaller_ones():

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from app.errors import PermanentError
-from app.publisher import MAX_BODY_BYTES, NotTaken, Publisher, Refused
+from app.publisher import MAX_BODY_BYTES, NotTaken, Publisher, Refused, UnfitToken
 
 Answer = httpx.Response | Exception
 
@@ -100,6 +100,29 @@ def test_a_refusal_says_where_and_is_not_repeated():
 def test_something_else_that_answers_is_no_broadcaster(answer):
     with publisher(Door(answer)) as sending, pytest.raises(PermanentError, match="no broadcaster"):
         sending.send([b"{}"])
+
+
+@pytest.mark.parametrize("status", [302, 404, 405])
+def test_an_address_without_the_door_is_named_whatever_it_says(status: int):
+    door = Door(httpx.Response(status, json={"detail": "Not Found"}))
+    with publisher(door) as sending, pytest.raises(Refused, match=rf"^no broadcaster answers at http://door: HTTP {status} ") as raised:
+        sending.send([b"{}"])
+    assert raised.value.status == status
+
+
+@pytest.mark.parametrize("answer, answered", [(httpx.ConnectError("refused"), False), (problem(503, "full"), True)])
+def test_what_was_not_taken_says_whether_anything_answered(answer: Answer, answered: bool):
+    with publisher(Door(answer), patience_s=0.0) as sending, pytest.raises(NotTaken) as raised:
+        sending.send([b"{}"])
+    assert raised.value.answered is answered
+
+
+@pytest.mark.parametrize("token", ["…", "gehéim", "secret\n", "a\tb", "\x7f"])
+def test_a_token_that_no_header_holds_is_refused_at_once_and_not_shown(token: str):
+    with pytest.raises(ValueError, match="must be printable ASCII") as raised:
+        Publisher("http://door", token=token)
+    assert isinstance(raised.value, UnfitToken)
+    assert token not in str(raised.value)
 
 
 def test_a_url_that_is_none_is_said():
