@@ -61,7 +61,9 @@ def list_failures(
             put_json(one)
         else:
             why = plain(" ".join(str(one.get("reason", "")).split()))
-            put(f"{one['updated_at']:%Y-%m-%d %H:%M:%S}  {one['state']:<9} {plain(one['type'])}  {plain(one['key'])}  {one['digest'][:9]}  {why}")
+            put(
+                f"{one['updated_at']:%Y-%m-%d %H:%M:%S}  {one['state']:<9} {plain(one['type'])}  {plain(one['key'])}  {one['digest'][:9]}  {why}"
+            )
     if not found and not as_json:
         say("no failures")
 
