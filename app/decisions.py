@@ -6,10 +6,14 @@ operator whose decision came second is told so. In every function ``key`` and ``
 | decision | of | the ledger | the failure |
 |---|---|---|---|
 | retry | ``retrying``, ``dead``, ``stale``, ``conflict`` without a commit | | ``retrying``, due now, counts at 0 |
-| discard | any | a tombstone (``discarded: true``) where nothing is committed; else the digest joins ``rejected`` | removed |
+| discard | any | a tombstone (``discarded: true``) where nothing is committed; else, or where one is, the digest joins ``rejected`` | removed |
 | discard | of a key that is to be processed again | the former commit stands, see :mod:`app.reprocessing` | removed |
-| keep old | ``conflict`` | the digest joins ``rejected`` | removed |
-| accept new | ``conflict`` | the body is exchanged, the old digest joins ``superseded`` | removed |
+| keep old | ``conflict`` beside a commit | the digest joins ``rejected`` | removed |
+| accept new | ``conflict`` beside a commit | the body is exchanged, the old digest joins ``superseded`` | removed |
+
+A tombstone is no commit. It refuses the contents that were discarded, whenever they come, and makes content that comes anew a conflict; but
+content of its key that waits for its retry in ``failures``, or is retried now, is processed and takes its place
+(:meth:`app.stores.ledger.Ledger.recommit`). What was refused stays so.
 
 Accepting new content exchanges what the ledger shows. It does not run handlers again: what the old content did stands.
 
@@ -72,7 +76,7 @@ class Decisions:
             What was done, in a few words.
 
         Raises:
-            DecisionRefused: there is no such failure, or the key is committed.
+            DecisionRefused: there is no such failure, or the key is committed with other content.
             StoreUnavailable: MongoDB is away.
         """
         if self._must_exist(key, digest)["state"] == "malformed":
@@ -84,8 +88,9 @@ class Decisions:
         if committed is not None:
             if digest in committed.digests:
                 self.failures.remove([(key, digest)])
-                return "it has been processed meanwhile"
-            raise DecisionRefused(f"{key} is committed with other content: decide with accept-new, keep-old or discard")
+                return "it has been discarded meanwhile" if committed.discarded else "it has been processed meanwhile"
+            if not committed.discarded:
+                raise DecisionRefused(f"{key} is committed with other content: decide with accept-new, keep-old or discard")
         now = self.failures.now()
         again = {"state": "retrying", "attempts": 0, "starts": 0, "due_at": now, "sent_until": None, "updated_at": now}
         me = failure_id(key, digest)
@@ -98,7 +103,7 @@ class Decisions:
         return "will be tried again"
 
     def discard(self, key: str, digest: str) -> str:
-        """Give an event up for good. Where nothing is committed, a tombstone in the ledger keeps later copies out."""
+        """Give an event up for good. Where nothing is committed, a tombstone in the ledger keeps later copies of it out."""
         failure = self._must_exist(key, digest)
         if (generation := failure.get("generation", 0)) and withdraw(self.db, key, generation, self._noted("discard", digest)):
             self.failures.remove([(key, digest)], {key: generation})
@@ -115,14 +120,14 @@ class Decisions:
     def keep_old(self, key: str, digest: str) -> str:
         """Let the committed content stand, and refuse this one whenever it comes again."""
         self._must_be_conflict(key, digest)
-        if self._committed(key, digest) is None:
+        if self._standing(key, digest) is None:
             raise DecisionRefused(f"nothing is committed for {key} yet: wait until it is, or discard or retry this content")
         return self._refuse_content(key, digest, "keep-old")
 
     def accept_new(self, key: str, digest: str) -> str:
         """Let this content stand in place of the committed one; the old digest is kept as superseded."""
         failure = self._must_be_conflict(key, digest)
-        committed = self._committed(key, digest)
+        committed = self._standing(key, digest)
         if committed is None:
             raise DecisionRefused(f"nothing is committed for {key} yet: retry this content, or wait for the other one")
         if digest == committed.digest:
@@ -145,13 +150,22 @@ class Decisions:
 
     def _refuse_content(self, key: str, digest: str, decision: str) -> str:
         committed = self._committed(key, digest)
+        discarded = committed is not None and committed.discarded
+        if committed is not None and discarded and digest in committed.digests:
+            self.failures.remove([(key, digest)])
+            return "discarded"
         if committed is not None and committed.digest == digest:
             self.failures.remove([(key, digest)])
             raise DecisionRefused(f"a commit came first: {key} has been processed with this very content by {committed.listener}")
         if not self.ledger.reject(key, digest, decision=self._noted(decision, digest)):
             raise DecisionRefused(f"{key} has left the ledger at this moment: decide again")
         self.failures.remove([(key, digest)])
-        return "refused; the committed content stands"
+        return "discarded" if discarded else "refused; the committed content stands"
+
+    def _standing(self, key: str, digest: str) -> Committed | None:
+        """What is committed; a tombstone is not."""
+        found = self._committed(key, digest)
+        return None if found is not None and found.discarded else found
 
     def _committed(self, key: str, digest: str) -> Committed | None:
         found = self.ledger.look([key]).get(key)

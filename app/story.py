@@ -48,7 +48,7 @@ def story_of(db: Database[Document], settings: Settings, key: str) -> dict[str, 
 
 def state_of(committed: Document | None, failures: Sequence[Document], inbox: Sequence[Document]) -> str | None:
     """In one word where an event is; None when it is nowhere."""
-    if committed and not (committed.get("reopened") and failures):
+    if committed and not ((committed.get("reopened") or committed.get("discarded")) and failures):
         return "processed"
     if failures:
         return str(failures[-1]["state"])

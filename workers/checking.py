@@ -48,6 +48,7 @@ def check(run: Run, won: list[tuple[Entry, Answer]]) -> list[Work]:
     ledger = run.runtime.ledger.look(keys)
     works: list[Work] = []
     done: list[Entry] = []
+    marked: list[str] = []
     stale: list[Entry] = []
     unreadable: list[str] = []
     conflicts: list[tuple[Entry, str]] = []
@@ -56,31 +57,33 @@ def check(run: Run, won: list[tuple[Entry, Answer]]) -> list[Work]:
     for entry, answer in won:
         committed = ledger.get(entry.key)
         found = failures.get(entry.key, [])
+        own = next((f for f in found if f.digest == entry.digest), None)
         if committed is not None and committed.known:
             if entry.digest in committed.digests:
                 done.append(entry)
+                (back if committed.discarded else marked).append(entry.key)  # a mark would keep out what may take a tombstone's place
                 run.tally.skip("done", committed.listener, entry.key)
                 continue
-            if entry.digest != committed.digest:
+            if entry.digest != committed.digest and not (committed.discarded and own is not None):
                 conflicts.append((entry, committed.digest))
                 continue
-        own = next((f for f in found if f.digest == entry.digest), None)
+        holds = committed is not None and not committed.discarded
         if (committed is not None and not committed.known) or any(not f.known for f in found):
             unreadable.append(entry.key)
-        elif committed is None and (other := ahead_of(found, entry.digest)) is not None:  # what is reopened holds its key already
+        elif not holds and (other := ahead_of(found, entry.digest)) is not None:  # what is reopened holds its key already
             conflicts.append((entry, other.digest))
         elif own is not None and (why := _why_not_now(own, now)):
             run.confirm([(entry.key, entry.digest)])
             run.tally.skip("in failures:", why, entry.key)
             back.append(entry.key)
-        elif committed is None and _is_stale(run, entry):
+        elif not holds and _is_stale(run, entry):
             stale.append(entry)
         elif (token := _token(run, answer, own)) is None:
             back.append(entry.key)
         else:
-            works.append(_work(run, entry, answer, token, own, generation=committed.generation if committed is not None else 0))
+            works.append(_work(run, entry, answer, token, own, generation=committed.place if committed is not None else 0))
     run.confirm((entry.key, entry.digest) for entry in done)
-    run.complete(entry.key for entry in done)
+    run.complete(marked)
     run.release(back)
     quarantine(run, conflicts)
     store_stale(run, stale)

@@ -72,6 +72,8 @@ def _record(run: Run, work: Work, problem: Problem, *, delay_ms: int | None, cou
 def quarantine(run: Run, conflicts: Sequence[tuple[Entry, str]]) -> None:
     """Store events whose key MongoDB shows to be held with other content, unless it shows theirs as finished too.
 
+    A tombstone holds its key against content that comes anew, not against content that waits in ``failures`` for its retry.
+
     A claim alone proves nothing: its holder may give it back, and two contents would keep each other out for ever. So an
     event that only Redis finds in conflict is left; the sweeper sends it again, when nobody holds the other content any more.
 
@@ -94,14 +96,16 @@ def quarantine(run: Run, conflicts: Sequence[tuple[Entry, str]]) -> None:
         if (committed is not None and not committed.known) or any(not f.known for f in failures.get(entry.key, ())):
             unreadable.append(entry.key)
             continue
-        other = ahead_of(failures.get(entry.key, []), entry.digest)
+        found = failures.get(entry.key, [])
+        other = ahead_of(found, entry.digest)
+        waits = any(f.digest == entry.digest and f.state == "retrying" for f in found)
         ignore = run.runtime.policies.of(entry.type).on_conflict == "ignore"
         if committed is not None and entry.digest in committed.digests:
             run.confirm([(entry.key, entry.digest)])
             run.tally.skip("done", committed.listener, entry.key)
-        elif committed is not None and ignore:
+        elif committed is not None and ignore and not committed.discarded:
             _ignore(run, entry)
-        elif committed is not None:
+        elif committed is not None and not (committed.discarded and waits):
             _store_conflict(run, entry, committed.digest)
         elif other is None:
             unproved.append((entry.key, seen))

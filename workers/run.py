@@ -37,7 +37,8 @@ class Work(msgspec.Struct):
         handlers_began: its handlers have begun, in the transaction that was tried last.
         previous_owner: who had its claim before, where it was taken over.
         found: what its earlier runs left in ``failures``, as the check found it.
-        generation: its key was reopened so often, and is to be committed again; 0: it is to be committed for the first time.
+        generation: its key was reopened so often, and is to be committed again; 0: it is to be committed for the first time;
+            :data:`app.stores.ledger.TOMBSTONE`: that, in a tombstone's place.
     """
 
     entry: Entry

@@ -37,7 +37,7 @@ class ClaimLost(Exception):
 
 
 class KeyTaken(Exception):
-    """A key that was reopened is so no more: it was committed again, or withdrawn."""
+    """A key that was reopened is so no more: it was committed again, or withdrawn. Or its tombstone's place is taken, or this content refused."""
 
 
 class Unanswered(Exception):
@@ -76,7 +76,7 @@ def ledger_document(run: Run, work: Work) -> Document:
         document["result"] = work.result
     if work.previous_owner:
         document["previous_owner"] = work.previous_owner
-    if story is not None and story.generation and not work.generation:  # its retention has removed the reopened document
+    if story is not None and story.generation and work.generation <= 0:  # its retention has removed the reopened document
         document["generation"] = story.generation
     if story is not None and (story.attempts or not story.generation):
         document["failed"] = _failed(run, work, story)
@@ -200,7 +200,7 @@ async def _commit_async(session: AsyncClientSession) -> None:
 
 
 def _write_ledger(run: Run, works: Sequence[Work], session: ClientSession) -> None:
-    """Insert the documents of new keys; take the places of those that were reopened."""
+    """Insert the documents of new keys; take the places of those that were reopened, and of tombstones."""
     if new := [ledger_document(run, work) for work in works if not work.generation]:
         run.runtime.ledger.insert(new, session=session)
     for work in works:

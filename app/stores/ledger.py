@@ -16,12 +16,14 @@
 | ``result`` | any | what its handler returned, if anything |
 | ``decisions`` | array | what operators decided: ``{at, by, what, digest}`` |
 | ``expires_at`` | date | end of its retention; absent where it is kept for ever |
+| ``discarded`` | bool | a tombstone: nothing was committed, and an operator gave up ``digest`` and what is in ``rejected`` |
 | ``reopened`` | bool | to be processed again (:mod:`app.reprocessing`); until then it proves nothing finished |
 | ``generation``, ``recommits`` | int, int | how often it was reopened, and committed again |
 | ``reprocessed`` | array | of each reopening: ``{generation, at, by, reason, former, withdrawn}``; ``former`` is what the commit before had said |
 
 Guarantees: at most one document per key, and reads see only what a majority holds. A document that is reopened keeps its ``_id``: so a
-listener that knows nothing of it meets the fence, and only a commit that names its generation takes its place.
+listener that knows nothing of it meets the fence, and only a commit that names its generation takes its place. So does a tombstone: content that
+it does not refuse takes its place by a compare-and-set, and what it refuses stays refused, in ``rejected``.
 """
 
 from collections.abc import Sequence
@@ -48,6 +50,7 @@ class Committed(msgspec.Struct, frozen=True):
         known: whether this software can read it; else there are no digests, and nothing may be decided about the key.
         generation: how often the key was reopened.
         reopened: it is to be processed again: ``digest`` is then among ``digests`` no more.
+        discarded: it is a tombstone: nothing is committed, and ``digests`` are refused.
     """
 
     digest: str
@@ -58,10 +61,20 @@ class Committed(msgspec.Struct, frozen=True):
     known: bool = True
     generation: int = 0
     reopened: bool = False
+    discarded: bool = False
+
+    @property
+    def place(self) -> int:
+        """What :meth:`Ledger.recommit` is to be told, so that a commit takes this document's place; 0 where none can."""
+        return TOMBSTONE if self.discarded else self.generation
 
 
+TOMBSTONE = -1
+"""Stands as generation where a commit takes a tombstone's place."""
 _UNKNOWN = Committed(digest="", digests=frozenset(), listener="", claim_id="", known=False)
-_PROOF = dict.fromkeys(("v", "digest", "superseded", "rejected", "listener", "claim_id", "result", "generation", "reopened"), 1)
+_PROOF = dict.fromkeys(
+    ("v", "digest", "superseded", "rejected", "listener", "claim_id", "result", "generation", "reopened", "discarded"), 1
+)
 OF_ONE_RUN = (
     "listener",
     "claim_id",
@@ -145,10 +158,11 @@ class Ledger:
         return []
 
     def recommit(self, document: Document, generation: int, session: ClientSession | None = None) -> bool:
-        """Commit a document in the place of the one that was reopened, at majority or in ``session``'s transaction.
+        """Commit a document in the place of the one that was reopened, or of a tombstone, at majority or in ``session``'s transaction.
 
         Returns:
-            False when the key is not reopened (any more), or in another generation; then nothing is changed.
+            False when the key is not reopened (any more), or in another generation, or no tombstone, or one that refuses this content; then
+            nothing is changed.
 
         Raises:
             CommitUnknown: outside a transaction: not known to last; read again before judging.
@@ -198,16 +212,28 @@ class Ledger:
             return self.collection.count_documents({}, hint="_id_")
 
 
-def recommitment(document: Document, generation: int) -> tuple[Document, Document]:
-    """Query and update that commit a document where its key is reopened in this generation.
+def recommitment(document: Document, generation: int) -> tuple[Document, Document | list[Document]]:
+    """Query and update that commit a document where its key is reopened in this generation, or has a tombstone (:data:`TOMBSTONE`).
 
-    Digests that operators decided about stay, and so do the story of earlier processings, and door and time of acceptance.
+    Digests that operators decided about stay, and so do the story of earlier processings, and door and time of acceptance; of a tombstone,
+    which tells of other content, only what was decided stays.
     """
+    if generation == TOMBSTONE:
+        return _in_place_of_a_tombstone(document)
     kept = ("_id", "v", "digest", "type", "body", "door", "accepted_at")
     changed = {name: value for name, value in document.items() if name not in kept}
     gone = [name for name in (*OF_ONE_RUN, "expires_at") if name not in changed] + ["reopened"]
     query = {"_id": document["_id"], "digest": document["digest"], "generation": generation, "reopened": True}
     return query, {"$set": changed, "$unset": dict.fromkeys(gone, ""), "$inc": {"recommits": 1}}
+
+
+def _in_place_of_a_tombstone(document: Document) -> tuple[Document, list[Document]]:
+    digest = document["digest"]
+    query = {"_id": document["_id"], "v": document["v"], "discarded": True, "digest": {"$ne": digest}, "rejected": {"$ne": digest}}
+    changed = {name: {"$literal": value} for name, value in document.items() if name != "_id"}
+    refused = {"$concatArrays": [{"$ifNull": ["$rejected", []]}, ["$digest"]]}
+    gone = [name for name in (*OF_ONE_RUN, "door", "expires_at", "discarded") if name not in document]
+    return query, [{"$set": {**changed, "rejected": refused}}, {"$unset": gone}]
 
 
 def _committed(found: Document) -> Committed:
@@ -223,6 +249,7 @@ def _committed(found: Document) -> Committed:
         result=found.get("result"),
         generation=found.get("generation", 0),
         reopened=reopened,
+        discarded=bool(found.get("discarded")),
     )
 
 
