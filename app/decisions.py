@@ -5,7 +5,7 @@ operator whose decision came second is told so. In every function ``key`` and ``
 
 | decision | of | the ledger | the failure |
 |---|---|---|---|
-| retry | ``retrying``, ``dead``, ``stale``, ``conflict`` without a commit | | ``retrying``, due now, counts at 0 |
+| retry | ``retrying``, ``dead``, ``stale``, ``conflict`` without a commit | | ``retrying``, due now, counts at 0, its retention begins anew |
 | discard | any | a tombstone (``discarded: true``) where nothing is committed; else, or where one is, the digest joins ``rejected`` | removed |
 | discard | of a key that is to be processed again | the former commit stands, see :mod:`app.reprocessing` | removed |
 | keep old | ``conflict`` beside a commit | the digest joins ``rejected`` | removed |
@@ -70,7 +70,7 @@ class Decisions:
         return {"retry": self.retry, "discard": self.discard, "accept-new": self.accept_new, "keep-old": self.keep_old}
 
     def retry(self, key: str, digest: str) -> str:
-        """Try a failed event again, as if for the first time.
+        """Try a failed event again, as if for the first time; its retention counts from now.
 
         Returns:
             What was done, in a few words.
@@ -92,7 +92,7 @@ class Decisions:
             if not committed.discarded:
                 raise DecisionRefused(f"{key} is committed with other content: decide with accept-new, keep-old or discard")
         now = self.failures.now()
-        again = {"state": "retrying", "attempts": 0, "starts": 0, "due_at": now, "sent_until": None, "updated_at": now}
+        again = {"state": "retrying", "attempts": 0, "starts": 0, "due_at": now, "sent_until": None, "updated_at": now, "retried_at": now}
         me = failure_id(key, digest)
         with translated("retrying a failure"):
             others = {"key": key, "_id": {"$ne": me}, "v": MESSAGE_VERSION}

@@ -12,7 +12,7 @@ from app.stores.failures import Failure, ahead_of
 from app.stores.progress import Pair
 from app.stores.records import Entry, utc_now
 from workers.failing import quarantine, refuse, store_stale
-from workers.run import SUSPECT_FORWARDS, Run, Work
+from workers.run import SUSPECT_FORWARDS, Run, Work, counted_from
 
 
 def fetch(run: Run, events: list[EventRef]) -> dict[Pair, Entry] | None:
@@ -76,7 +76,7 @@ def check(run: Run, won: list[tuple[Entry, Answer]]) -> list[Work]:
             run.confirm([(entry.key, entry.digest)])
             run.tally.skip("in failures:", why, entry.key)
             back.append(entry.key)
-        elif not holds and _is_stale(run, entry):
+        elif not holds and _is_stale(run, entry, own):
             stale.append(entry)
         elif (token := _token(run, answer, own)) is None:
             back.append(entry.key)
@@ -126,6 +126,7 @@ def _work(run: Run, entry: Entry, answer: Answer, token: int, failure: Failure |
     )
 
 
-def _is_stale(run: Run, entry: Entry) -> bool:
+def _is_stale(run: Run, entry: Entry, failure: Failure | None) -> bool:
     retention_s = run.runtime.policies.of(entry.type).retention_s
-    return bool(retention_s) and run.delivery.part_of(entry.key).accepted_at < utc_now() - timedelta(seconds=retention_s)
+    since = counted_from(run.delivery.part_of(entry.key).accepted_at, failure)
+    return bool(retention_s) and since < utc_now() - timedelta(seconds=retention_s)

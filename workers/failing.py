@@ -149,7 +149,7 @@ def _ignore(run: Run, entry: Entry) -> None:
 
 
 def store_stale(run: Run, entries: Sequence[Entry]) -> None:
-    """Store events that were accepted before their retention began: whether they were processed then, nobody can tell."""
+    """Store events that were accepted, or last retried by an operator, before their retention began: whether they were processed then, nobody can tell."""
     if not entries:
         return
     more = {"reason": "accepted before its type's retention began, and not in the ledger"}

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -65,6 +66,10 @@ class Work(msgspec.Struct):
         """Its handlers that run inside the transaction."""
         return [h for h in self.handlers if not h.at_least_once]
 
+    def kept_from(self, accepted_at: datetime) -> datetime:
+        """From when its retention counts, see :func:`counted_from`."""
+        return counted_from(accepted_at, self.found)
+
     @property
     def waits(self) -> bool:
         """Whether any of its handlers is ``async def``, so that it runs beside others of its slice."""
@@ -74,6 +79,11 @@ class Work(msgspec.Struct):
     def attempts(self) -> int:
         """Runs that raised before this one."""
         return self.failure.attempts if self.failure else 0
+
+
+def counted_from(accepted_at: datetime, failure: Failure | None) -> datetime:
+    """From when an event's retention counts: from when it was accepted, or from when an operator last had it tried again."""
+    return max(accepted_at, failure.retried_at) if failure is not None and failure.retried_at is not None else accepted_at
 
 
 @dataclass(slots=True)

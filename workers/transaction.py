@@ -66,7 +66,7 @@ def ledger_document(run: Run, work: Work) -> Document:
         "door": batch.door if batch is not None else story.door if story is not None else None,
         "accepted_at": part.accepted_at,
         "processed_at": utc_now(),
-        **expiry(part.accepted_at, work.policy.retention_s),
+        **expiry(work.kept_from(part.accepted_at), work.policy.retention_s),
     }
     if batch is not None:
         document["forwards"] = run.delivery.forwards

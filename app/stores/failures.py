@@ -13,6 +13,7 @@
 | ``sent_until`` | date | the sweeper has sent it, and waits this long before it sends it again |
 | ``reason``, ``error`` | str, document | why; ``{type, message, traceback}`` |
 | ``preferred`` | bool | an operator chose this content among those of its key |
+| ``retried_at`` | date | when an operator last had it tried again, by MongoDB's clock: its retention counts from then |
 | ``other_digest`` | str | state ``conflict``: the digest that holds the key |
 | ``token`` | long | fencing token of the last writer; an older writer changes nothing |
 | ``generation`` | int | it is to be processed again (:mod:`app.reprocessing`): only a ledger document of this generation refutes it |
@@ -68,6 +69,7 @@ class Failure(msgspec.Struct, frozen=True):
     error: Any = None
     decisions: list[Any] = []
     generation: int = 0
+    retried_at: datetime | None = None
 
     @property
     def known(self) -> bool:
@@ -90,7 +92,7 @@ class Problem(msgspec.Struct, frozen=True):
 _STATE = dict.fromkeys(
     (
         *("v", "key", "digest", "state", "attempts", "starts", "due_at", "first_failed_at", "accepted_at", "token", "batch", "preferred"),
-        *("door", "updated_at", "listener", "reason", "decisions", "generation"),
+        *("door", "updated_at", "listener", "reason", "decisions", "generation", "retried_at"),
     ),
     1,
 )
@@ -393,4 +395,5 @@ def _failure(document: Any) -> Failure:
         error=document.get("error"),
         decisions=list(document.get("decisions") or ()),
         generation=document.get("generation", 0),
+        retried_at=document.get("retried_at"),
     )
