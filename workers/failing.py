@@ -99,12 +99,12 @@ def quarantine(run: Run, conflicts: Sequence[tuple[Entry, str]]) -> None:
         found = failures.get(entry.key, [])
         other = ahead_of(found, entry.digest)
         waits = any(f.digest == entry.digest and f.state == "retrying" for f in found)
-        ignore = run.runtime.policies.of(entry.type).on_conflict == "ignore"
+        ignore = run.runtime.policies.of(entry.type).ignores_conflicts
         if committed is not None and entry.digest in committed.digests:
             run.confirm([(entry.key, entry.digest)])
             run.tally.skip("done", committed.listener, entry.key)
         elif committed is not None and ignore and not committed.discarded:
-            _ignore(run, entry)
+            _ignore(run, entry, retrying=waits)
         elif committed is not None and not (committed.discarded and waits):
             _store_conflict(run, entry, committed.digest)
         elif other is None:
@@ -141,11 +141,12 @@ def _store_conflict(run: Run, entry: Entry, other_digest: str) -> None:
     run.log.warning("event.conflict", key=entry.key, digest=entry.digest, other_digest=other_digest)
 
 
-def _ignore(run: Run, entry: Entry) -> None:
-    """Count the other content as refused by the committed one; left when that has gone meanwhile."""
-    if run.runtime.ledger.reject(entry.key, entry.digest):
-        run.confirm([(entry.key, entry.digest)])
-        run.tally.skip("ignored", "conflict", entry.key)
+def _ignore(run: Run, entry: Entry, *, retrying: bool) -> None:
+    """Skip the other content, and try it no more. Nothing is kept of it: however many contents come for a key, none costs a write."""
+    if retrying:
+        run.runtime.failures.remove([(entry.key, entry.digest)])
+    run.confirm([(entry.key, entry.digest)])
+    run.tally.skip("ignored", "conflict", entry.key)
 
 
 def store_stale(run: Run, entries: Sequence[Entry]) -> None:

@@ -119,7 +119,9 @@ def _remove_finished(run: Run) -> None:
     if not touched:
         return
     if doubtful := {pair for name in touched for pair in rest[name]}:
-        doubtful -= finished(doubtful, ledger=run.runtime.ledger, failures=run.runtime.failures)
+        policies = run.runtime.policies
+        ignored = {pair for pair in doubtful if policies.of(run.entries[pair].type).ignores_conflicts}
+        doubtful -= finished(doubtful, ledger=run.runtime.ledger, failures=run.runtime.failures, ignored=ignored)
     if over := [name for name in touched if rest[name].isdisjoint(doubtful)]:
         run.runtime.inbox.remove(over)
         run.log.debug("batch.finished", batches=len(over), events=sum(len(run.batches[name].entries) for name in over))

@@ -62,6 +62,11 @@ class Policy:
             raise InvalidEvent("the event has no id, and the policy file has no key rule for its type", field="id")
         return id_key(event["source"], event["id"]), digest
 
+    @property
+    def ignores_conflicts(self) -> bool:
+        """Whether other content of a committed key is dropped, not quarantined."""
+        return self.on_conflict == "ignore"
+
     def longest_pause_ms(self, attempt: int) -> int:
         """The longest pause after a failed attempt, counted from 1: doubles up to ``backoff_max_ms``; jitter only shortens it."""
         return min(self.backoff_ms << min(attempt - 1, 62), self.backoff_max_ms)

@@ -174,11 +174,9 @@ class Ledger:
         with translated("committing events again"):
             return self.collection.update_one(query, update).matched_count == 1
 
-    def reject(self, key: str, digest: str, *, decision: Document | None = None) -> bool:
+    def reject(self, key: str, digest: str, *, decision: Document) -> bool:
         """Count ``digest`` as refused for a committed key; False when the key is not committed (any more)."""
-        update: Document = {"$addToSet": {"rejected": digest}}
-        if decision is not None:
-            update["$push"] = {"decisions": decision}
+        update = {"$addToSet": {"rejected": digest}, "$push": {"decisions": decision}}
         with translated("refusing other content"):
             query = {"_id": key, "v": MESSAGE_VERSION, "reopened": {"$exists": False}}
             return self.collection.update_one(query, update).matched_count == 1

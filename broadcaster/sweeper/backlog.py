@@ -17,6 +17,7 @@ import structlog
 from pymongo.database import Database
 
 from app.claims.store import ClaimStore
+from app.events.policies import Policies
 from app.messages import Announcement, announcement, delivery
 from app.naming import MESSAGE_VERSION, RECOVERY_QUEUE, queue_of, task_id
 from app.settings import Settings
@@ -66,6 +67,7 @@ class Backlog:
         claims: the deployment's claims.
         sender: to the broker.
         pauses: which types are paused.
+        policies: which types ignore other content of a committed key.
         being_sent: whether the forwarder of this process has a batch in hand.
     """
 
@@ -76,6 +78,7 @@ class Backlog:
         claims: ClaimStore,
         sender: Sender,
         pauses: Pauses,
+        policies: Policies,
         *,
         being_sent: Callable[[str], bool],
     ) -> None:
@@ -83,6 +86,7 @@ class Backlog:
         self._claims = claims
         self._sender = sender
         self._pauses = pauses
+        self._policies = policies
         self._being_sent = being_sent
         self._inbox, self._ledger, self._failures = Inbox(db), Ledger(db), Failures(db)
         self._grace_s = settings.grace_ms / 1000
@@ -207,12 +211,16 @@ class Backlog:
         """Remove those batches that are finished, send those again that nobody has. Returns in how many copies."""
         entries = self._inbox.entries_of([head["_id"] for head in heads])
         pairs = list({(key, digest) for events in entries.values() for key, digest, _ in events})
-        standing = self._progress(pairs)
+        ignored = {
+            (key, digest) for events in entries.values() for key, digest, kind in events if self._policies.of(kind).ignores_conflicts
+        }
+        standing = self._progress(pairs, ignored)
         self._refuse_events(standing.refused)
         done = standing.finished
         rest = [pair for pair in pairs if pair not in done and pair not in standing.refused]
         claimed = look(self._claims, rest)
-        late, forgotten = forget_refuted(self._claims, [p for p in rest if p in claimed.done], lambda some: self._progress(some).finished)
+        marked = [pair for pair in rest if pair in claimed.done]
+        late, forgotten = forget_refuted(self._claims, marked, lambda some: self._progress(some, ignored).finished)
         done |= late
         report.forgotten += forgotten
         paused = self._pauses.paused()
@@ -246,10 +254,10 @@ class Backlog:
         report.more = report.more or len(copies) > max(room, 0)
         return self._recover(report, copies[: max(room, 0)])
 
-    def _progress(self, pairs: Sequence[Pair]) -> Progress:
+    def _progress(self, pairs: Sequence[Pair], ignored: set[Pair]) -> Progress:
         if not pairs:
             return Progress(finished=set(), refused=set())
-        return progress(pairs, ledger=self._ledger, failures=self._failures)
+        return progress(pairs, ledger=self._ledger, failures=self._failures, ignored=ignored)
 
     def _refuse_events(self, pairs: set[Pair]) -> None:
         """Say once that events are left to a sweeper that can read what is noted of them."""

@@ -13,6 +13,7 @@ from celery import Celery
 from pymongo.database import Database
 
 from app.claims.store import ClaimStore
+from app.events.policies import Policies
 from app.naming import RECOVERY_QUEUE
 from app.presence import Presence
 from app.redis_client import Client
@@ -61,6 +62,9 @@ class Sweeper:
         app: the Celery application.
         being_sent: whether the forwarder of this process has a batch in hand.
         clock: seconds of a clock that never runs backwards.
+
+    Raises:
+        PolicyError: the policy file is wrong.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class Sweeper:
         self._clock = clock
         self._sender = Sender(app)
         self._pauses = Pauses(db)
+        self._policies = Policies.load(settings.policies, settings)
         self._of: _Deployment | None = None
         self._due_at = {"refuted": clock() + _REFUTED_EVERY_S, "silent": clock() + _SILENT_EVERY_S}
 
@@ -124,7 +129,7 @@ class Sweeper:
             presence=Presence(self._redis, deployment),
             retries=Retries(self._settings, Failures(self._db), Ledger(self._db), claims),
             roster=Roster(grace_s=grace_s, missing_s=2 * heartbeat_s),
-            backlog=Backlog(self._settings, self._db, claims, self._sender, self._pauses, being_sent=self._being_sent),
+            backlog=Backlog(self._settings, self._db, claims, self._sender, self._pauses, self._policies, being_sent=self._being_sent),
         )
 
     # ------------------------------------------------------------------------------------ failures, and silent listeners
