@@ -9,7 +9,7 @@ operator whose decision came second is told so. In every function ``key`` and ``
 | discard | any | a tombstone (``discarded: true``) where nothing is committed; else, or where one is, the digest joins ``rejected`` | removed |
 | discard | of a key that is to be processed again | the former commit stands, see :mod:`app.reprocessing` | removed |
 | keep old | ``conflict`` beside a commit | the digest joins ``rejected`` | removed |
-| accept new | ``conflict`` beside a commit | the body is exchanged, the old digest joins ``superseded`` | removed |
+| accept new | ``conflict`` beside a commit | the body is exchanged, the old digest joins ``superseded``, the new one leaves it and ``rejected`` | removed |
 
 A tombstone is no commit. It refuses the contents that were discarded, whenever they come, and makes content that comes anew a conflict; but
 content of its key that waits for its retry in ``failures``, or is retried now, is processed and takes its place
@@ -133,17 +133,8 @@ class Decisions:
         if digest == committed.digest:
             self.failures.remove([(key, digest)])
             return "it stands already"
-        with translated("accepting new content"):
-            changed = self.ledger.collection.update_one(
-                {"_id": key, "v": MESSAGE_VERSION, "digest": committed.digest, "reopened": {"$exists": False}},
-                {
-                    "$set": {"digest": digest, "body": failure["body"], "type": failure["type"], "decided_at": utc_now()},
-                    "$addToSet": {"superseded": committed.digest},
-                    "$push": {"decisions": self._noted("accept-new", digest)},
-                    "$pull": {"rejected": digest},
-                },
-            ).modified_count
-        if not changed:
+        changed = {"digest": digest, "type": failure["type"], "body": failure["body"]}
+        if not self.ledger.supersede(key, committed.digest, **changed, decision=self._noted("accept-new", digest)):
             raise DecisionRefused(f"{key} was changed by somebody else at this moment: look at it again")
         self.failures.remove([(key, digest)])
         return "accepted in place of the old content"
@@ -158,7 +149,7 @@ class Decisions:
             self.failures.remove([(key, digest)])
             raise DecisionRefused(f"a commit came first: {key} has been processed with this very content by {committed.listener}")
         if not self.ledger.reject(key, digest, decision=self._noted(decision, digest)):
-            raise DecisionRefused(f"{key} has left the ledger at this moment: decide again")
+            raise DecisionRefused(f"{key} was changed by somebody else at this moment: look at it again")
         self.failures.remove([(key, digest)])
         return "discarded" if discarded else "refused; the committed content stands"
 

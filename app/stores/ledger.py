@@ -175,11 +175,26 @@ class Ledger:
             return self.collection.update_one(query, update).matched_count == 1
 
     def reject(self, key: str, digest: str, *, decision: Document) -> bool:
-        """Count ``digest`` as refused for a committed key; False when the key is not committed (any more)."""
+        """Count ``digest`` as refused for a committed key; False when the key is not committed (any more), or with this very content."""
         update = {"$addToSet": {"rejected": digest}, "$push": {"decisions": decision}}
         with translated("refusing other content"):
-            query = {"_id": key, "v": MESSAGE_VERSION, "reopened": {"$exists": False}}
+            query = {"_id": key, "v": MESSAGE_VERSION, "digest": {"$ne": digest}, "reopened": {"$exists": False}}
             return self.collection.update_one(query, update).matched_count == 1
+
+    def supersede(self, key: str, old: str, *, digest: str, type: str, body: Any, decision: Document) -> bool:
+        """Let other content stand in the place of the committed one, whose digest is ``old``, and which is superseded.
+
+        Returns:
+            False when ``old`` does not stand (any more); then nothing is changed.
+        """
+        changed = {"digest": digest, "type": type, "body": body, "decided_at": decision["at"]}
+        update: Document = {name: {"$literal": value} for name, value in changed.items()}
+        update["decisions"] = {"$concatArrays": [_array("$decisions"), {"$literal": [decision]}]}
+        update["superseded"] = {"$concatArrays": [_without("$superseded", digest, old), {"$literal": [old]}]}
+        update["rejected"] = {"$cond": [{"$isArray": "$rejected"}, _without("$rejected", digest), "$$REMOVE"]}
+        query = {"_id": key, "v": MESSAGE_VERSION, "digest": old, "reopened": {"$exists": False}, "discarded": {"$exists": False}}
+        with translated("accepting new content"):
+            return self.collection.update_one(query, [{"$set": update}]).matched_count == 1
 
     def get(self, key: str) -> Document | None:
         """The whole document of a key, or None."""
@@ -229,19 +244,29 @@ def _in_place_of_a_tombstone(document: Document) -> tuple[Document, list[Documen
     digest = document["digest"]
     query = {"_id": document["_id"], "v": document["v"], "discarded": True, "digest": {"$ne": digest}, "rejected": {"$ne": digest}}
     changed = {name: {"$literal": value} for name, value in document.items() if name != "_id"}
-    refused = {"$concatArrays": [{"$ifNull": ["$rejected", []]}, ["$digest"]]}
+    refused = {"$concatArrays": [_array("$rejected"), ["$digest"]]}
     gone = [name for name in (*OF_ONE_RUN, "door", "expires_at", "discarded") if name not in document]
     return query, [{"$set": {**changed, "rejected": refused}}, {"$unset": gone}]
+
+
+def _array(field: str) -> Document:
+    return {"$ifNull": [field, []]}
+
+
+def _without(field: str, *digests: str) -> Document:
+    """A list of digests, in its order, without these."""
+    return {"$filter": {"input": _array(field), "cond": {"$not": {"$in": ["$$this", {"$literal": digests}]}}}}
 
 
 def _committed(found: Document) -> Committed:
     if found.get("v") != MESSAGE_VERSION:
         return _UNKNOWN
     reopened = bool(found.get("reopened"))
-    own = () if reopened else (found["digest"],)
+    digests = {*found.get("superseded", ()), *found.get("rejected", ())}
+    digests = digests - {found["digest"]} if reopened else digests | {found["digest"]}
     return Committed(
         digest=found["digest"],
-        digests=frozenset((*own, *found.get("superseded", ()), *found.get("rejected", ()))),
+        digests=frozenset(digests),
         listener=found["listener"],
         claim_id=found["claim_id"],
         result=found.get("result"),

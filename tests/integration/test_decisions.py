@@ -1,12 +1,17 @@
 """Operators' decisions: compare-and-sets on the ledger that late duplicates meet; pauses; and their commands."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from app.decisions import DecisionRefused, Decisions
+from app.reprocessing import reprocess
 from app.settings import Settings
 from app.stores.pauses import Pauses
+from tests.support.pipelines import Plant, count_effect, entry
+from workers.pipeline import process
+from workers.runtime import Runtime
 from workers.testing import Delivered, deliver
 
 
@@ -120,3 +125,109 @@ def test_a_paused_type_stays_in_the_inbox_until_it_is_resumed(place: Place) -> N
     assert pauses.resume("order.paid")
     assert not pauses.resume("order.paid")
     assert place.send(1, key="second").outcome == "won"
+
+
+# ------------------------------------------------------------------------------------------------------- of two at once
+
+
+def conflicts(plant: Plant, *digests: str) -> Runtime:
+    """A listener that has committed the first content of the key ``a``, and found the others in conflict."""
+    listener = plant.listener("listener-1", count_effect)
+    for digest in digests:
+        process(listener, plant.accept(entry("a", digest)))
+    assert plant.failures() == {("a", digest): "conflict" for digest in digests[1:]}
+    return listener
+
+
+def meanwhile(target: Any, name: str, act: Callable[[], Any]) -> None:
+    """Before the next call of this method, somebody else does this."""
+    real = getattr(target, name)
+
+    def late(*arguments: Any, **named: Any) -> Any:
+        setattr(target, name, real)
+        act()
+        return real(*arguments, **named)
+
+    setattr(target, name, late)
+
+
+def processed_again(plant: Plant, listener: Runtime, digest: str) -> bool:
+    """Whether a command to process the key again comes to its end."""
+    reprocess(plant.db, "a", by="x", reason="y")
+    plant.redis.flushdb()
+    process(listener, plant.retry(entry("a", digest)))
+    return plant.effects() == {"a": 2} and plant.failures() == {}
+
+
+@pytest.mark.parametrize("decision", ["keep-old", "discard"])
+def test_g6_content_that_was_accepted_meanwhile_is_not_refused(plant: Plant, decision: str) -> None:
+    """G6: one operator is told that it was done, the other that it was not."""
+    listener = conflicts(plant, "d1", "d2")
+    ann, bob = Decisions.on(plant.db, by="ann"), Decisions.on(plant.db, by="bob")
+    meanwhile(ann.ledger, "reject", lambda: bob.accept_new("a", "d2"))
+    with pytest.raises(DecisionRefused, match="by somebody else at this moment"):
+        ann.by_name()[decision]("a", "d2")
+
+    ledger = plant.db["events"].find_one()
+    assert ledger is not None
+    assert (ledger["digest"], ledger["superseded"], "rejected" in ledger) == ("d2", ["d1"], False)
+    assert [(d["by"], d["what"]) for d in ledger["decisions"]] == [("bob", "accept-new")]
+    assert processed_again(plant, listener, "d2")
+
+
+def test_g6_content_that_was_refused_meanwhile_is_accepted_all_the_same(plant: Plant) -> None:
+    """G6: the later decision holds, and contradicts nothing in the document."""
+    listener = conflicts(plant, "d1", "d2")
+    ann, bob = Decisions.on(plant.db, by="ann"), Decisions.on(plant.db, by="bob")
+    meanwhile(ann.ledger, "supersede", lambda: bob.keep_old("a", "d2"))
+    ann.accept_new("a", "d2")
+
+    ledger = plant.db["events"].find_one()
+    assert ledger is not None
+    assert (ledger["digest"], ledger["superseded"], ledger["rejected"]) == ("d2", ["d1"], [])
+    assert [d["by"] for d in ledger["decisions"]] == ["bob", "ann"]
+    assert processed_again(plant, listener, "d2")
+
+
+def test_of_two_contents_that_are_accepted_at_once_one_stands(plant: Plant) -> None:
+    conflicts(plant, "d1", "d2", "d3")
+    ann, bob = Decisions.on(plant.db, by="ann"), Decisions.on(plant.db, by="bob")
+    meanwhile(ann.ledger, "supersede", lambda: bob.accept_new("a", "d2"))
+    with pytest.raises(DecisionRefused, match="by somebody else at this moment"):
+        ann.accept_new("a", "d3")
+    assert (plant.ledger(), plant.failures()) == ({"a": "d2"}, {("a", "d3"): "conflict"})
+
+
+def test_content_that_is_accepted_for_the_second_time_is_superseded_no_more(plant: Plant) -> None:
+    listener = conflicts(plant, "d1", "d2", "d3")
+    left_over = plant.failure("a", "d2")
+    decisions = Decisions.on(plant.db)
+    decisions.accept_new("a", "d2")
+    plant.db["failures"].insert_one(left_over)  # its process died before it was removed
+    decisions.accept_new("a", "d3")
+    decisions.accept_new("a", "d2")
+
+    ledger = plant.db["events"].find_one()
+    assert ledger is not None
+    assert (ledger["digest"], ledger["body"]["data"], ledger["superseded"]) == ("d2", {"digest": "d2"}, ["d1", "d3"])
+    assert processed_again(plant, listener, "d2")
+
+
+@pytest.mark.parametrize("field", ["superseded", "rejected"])
+def test_what_is_reopened_is_processed_though_its_document_refuses_it(plant: Plant, field: str) -> None:
+    """G5: an earlier version left such documents; skipped as finished, it would be sent again for ever."""
+    listener = conflicts(plant, "d1")
+    plant.db["events"].update_one({}, {"$set": {field: ["d1"]}})
+    assert processed_again(plant, listener, "d1")
+
+
+def test_new_content_with_odd_names_is_accepted_as_it_is(plant: Plant) -> None:
+    """Names and values that MongoDB's expressions would read are data."""
+    data = {"$set": "$digest", "a.b": {"$literal": ["$$ROOT"]}, "empty": {}}
+    listener = plant.listener("listener-1", count_effect)
+    process(listener, plant.accept(entry("a", "d1", data={"gone": 1})))
+    process(listener, plant.accept(entry("a", "d2", data=data)))
+    Decisions.on(plant.db, by="$by").accept_new("a", "d2")
+    ledger = plant.db["events"].find_one()
+    assert ledger is not None
+    assert (ledger["body"]["data"], ledger["decisions"][0]["by"]) == (data, "$by")
