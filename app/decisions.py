@@ -98,7 +98,12 @@ class Decisions:
             others = {"key": key, "_id": {"$ne": me}, "v": MESSAGE_VERSION}
             self.failures.collection.update_many(others, {"$unset": {"preferred": ""}})
             self.failures.collection.update_one(
-                {"_id": me}, {"$set": again | {"preferred": True}, "$push": {"decisions": self._noted("retry", digest)}}
+                {"_id": me},
+                {
+                    "$set": again | {"preferred": True},
+                    "$unset": {"solo": ""},  # a solo run that is under way: its start is not among these counts, nor is its end
+                    "$push": {"decisions": self._noted("retry", digest)},
+                },
             )
         return "will be tried again"
 

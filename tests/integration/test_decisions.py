@@ -11,6 +11,7 @@ from app.settings import Settings
 from app.stores.pauses import Pauses
 from tests.support.pipelines import Plant, count_effect, entry
 from workers.pipeline import process
+from workers.run import SUSPECT_FORWARDS
 from workers.runtime import Runtime
 from workers.testing import Delivered, deliver
 
@@ -231,3 +232,27 @@ def test_new_content_with_odd_names_is_accepted_as_it_is(plant: Plant) -> None:
     ledger = plant.db["events"].find_one()
     assert ledger is not None
     assert (ledger["body"]["data"], ledger["decisions"][0]["by"]) == (data, "$by")
+
+
+@pytest.mark.parametrize("ends", ["raises", "is interrupted"])
+def test_g5_retry_beside_a_solo_run_leaves_its_end_uncounted(plant: Plant, ends: str) -> None:
+    """G5: the counts begin at 0 with the decision; a start below 0 would let the event kill one process more."""
+    gate = plant.gate()
+
+    def handler(event: Any, context: Any) -> None:
+        gate.pass_through()
+        raise ValueError("the run before the decision")
+
+    listener = plant.listener("listener-1", handler)
+    running = plant.start(listener, plant.accept(entry("a"), forwards=SUSPECT_FORWARDS))
+    gate.wait_entered()
+    assert plant.starts() == {("a", "d1"): 1}
+    token = plant.failure("a")["solo"]
+    Decisions.on(plant.db).retry("a", "d1")
+    assert plant.starts() == {("a", "d1"): 0}
+    if ends == "is interrupted":
+        listener.failures.end_start("a", "d1", token)
+    else:
+        gate.open()
+        running.result(20)
+    assert plant.starts() == {("a", "d1"): 0}
