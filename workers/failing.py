@@ -3,6 +3,7 @@
 Every failure is written to MongoDB first, by majority and filtered by fencing token; only then is its claim given back.
 """
 
+import contextlib
 import random
 import traceback
 from collections.abc import Callable, Sequence
@@ -163,11 +164,11 @@ def store_stale(run: Run, entries: Sequence[Entry]) -> None:
 
 
 def note_ended_starts(runtime: Runtime) -> None:
-    """Take back the starts of solo runs that an outage ended: they are nobody's attempt."""
-    while runtime.unended:
-        start = runtime.unended[0]
+    """Take back the starts of solo runs that an outage ended: they are nobody's attempt. Several threads may take the same one back."""
+    for start in list(runtime.unended):
         runtime.failures.end_start(*start)
-        runtime.unended.remove(start)
+        with contextlib.suppress(ValueError):  # another thread has, too
+            runtime.unended.remove(start)
 
 
 def start_was_interrupted(run: Run, work: Work) -> None:

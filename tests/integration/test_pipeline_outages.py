@@ -1,5 +1,7 @@
 """A delivery's way through listeners, on real Valkey and MongoDB: stores that are away, or do not say whether they have committed."""
 
+import threading
+
 import pytest
 from pymongo.errors import AutoReconnect
 
@@ -62,6 +64,24 @@ class TestOutages:
         assert (plant.failure("a")["starts"], plant.failure("a")["attempts"]) == (0, 0)
         assert plant.failure("a")["due_at"] <= utc_now()
         assert not listener.unended
+
+    def test_a_start_that_two_threads_take_back_at_once_harms_neither(self, plant):
+        """In a pool of threads, all deliveries begin with what outages left."""
+        listener = plant.listener("listener-1", count_effect)
+        store_starts(plant, "a", 1)
+        listener.unended.append(("a", "d1", 1))
+        both = threading.Barrier(2)
+        end_start = listener.failures.end_start
+
+        def together(*start):
+            both.wait(10)
+            end_start(*start)
+
+        listener.failures.end_start = together
+        running = [plant.start(listener, plant.accept(entry(key))) for key in ("b", "c")]
+
+        assert [str(one.result(20)) for one in running] == ["won 1", "won 1"]
+        assert (plant.starts(), listener.unended) == ({("a", "d1"): 0}, [])
 
     def test_a_start_whose_note_got_no_answer_is_taken_back(self, plant):
         listener = plant.listener("listener-1", count_effect)
