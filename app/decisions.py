@@ -32,10 +32,11 @@ from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError
 
 from app.errors import PermanentError
+from app.events.policies import Policies
 from app.naming import MESSAGE_VERSION
 from app.reprocessing import withdraw
 from app.stores.failures import Failures, failure_id
-from app.stores.ledger import Committed, Ledger
+from app.stores.ledger import Committed, Ledger, expiry
 from app.stores.mongo import RAW, Document, translated
 from app.stores.records import utc_now
 
@@ -53,17 +54,19 @@ class Decisions:
 
     Attributes:
         by: who decides, for the events' stories.
+        policies: say how long a tombstone is kept, counted from the decision; None: for ever.
     """
 
     db: Database[Document]
     ledger: Ledger
     failures: Failures
     by: str = OPERATOR
+    policies: Policies | None = None
 
     @classmethod
-    def on(cls, db: Database[Document], *, by: str = OPERATOR) -> "Decisions":
+    def on(cls, db: Database[Document], *, by: str = OPERATOR, policies: Policies | None = None) -> "Decisions":
         """For this database."""
-        return cls(db=db, ledger=Ledger(db), failures=Failures(db), by=by)
+        return cls(db=db, ledger=Ledger(db), failures=Failures(db), by=by, policies=policies)
 
     def by_name(self) -> dict[str, Callable[[str, str], str]]:
         """The decisions by the names under which tools offer them."""
@@ -113,11 +116,12 @@ class Decisions:
         if (generation := failure.get("generation", 0)) and withdraw(self.db, key, generation, self._noted("discard", digest)):
             self.failures.remove([(key, digest)], {key: generation})
             return "it is not processed again; the former processing stands"
-        tombstone = self._document(failure) | {"discarded": True, "decisions": [self._noted("discard", digest)]}
+        tombstone = self._document(failure) | {"discarded": True, "decisions": [self._noted("discard", digest)]} | self._kept(failure)
         with translated("discarding an event"):
             try:
                 self.ledger.collection.insert_one(tombstone)
             except DuplicateKeyError:
+                self.ledger.keep_tombstone(key, self._kept(failure))
                 return self._refuse_content(key, digest, "discard")
         self.failures.remove([(key, digest)], {key: generation})
         return "discarded"
@@ -193,6 +197,10 @@ class Decisions:
         if failure["state"] != "conflict":
             raise DecisionRefused(f"{key} is {failure['state']}, not in conflict: retry or discard it")
         return failure
+
+    def _kept(self, failure: Any) -> Document:
+        """How long a tombstone of this event is kept: what is sent again for longer than that after the decision counts as new."""
+        return {} if self.policies is None else expiry(utc_now(), self.policies.of(failure["type"]).retention_s)
 
     @staticmethod
     def _document(failure: Any) -> Document:

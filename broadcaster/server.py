@@ -119,7 +119,7 @@ class Broadcaster:
         self._requests = Requests()
         self._deployment_look = DeploymentLook(self._db, settings)
         api.include_router(Metrics(self._deployment_look, self._here, settings).router())
-        api.include_router(FailureRoutes(self._db, self._reception).router())
+        api.include_router(FailureRoutes(self._db, self._reception, policies).router())
         api.include_router(Page().router())
         problems.install(api)
         both = CheckPackets(socketio.ASGIApp(self._sockets, other_asgi_app=api), self._sockets, self.refusals)

@@ -168,9 +168,12 @@ _decision("keep-old", "Conflicts: let the committed content stand, and refuse th
 def _decide(db: "Database[dict[str, Any]]", name: str, found: list[dict[str, Any]], *, dry_run: bool, as_json: bool) -> int:
     """Decide about each; what is refused does not keep the others from it. Returns how many were refused."""
     from app.decisions import DecisionRefused, Decisions
+    from app.events.policies import Policies
     from app.reprocessing import operator
 
-    decide: Callable[[str, str], str] = Decisions.on(db, by=operator()).by_name()[name]
+    settings = load_settings()
+    decisions = Decisions.on(db, by=operator(), policies=Policies.load(settings.policies, settings))
+    decide: Callable[[str, str], str] = decisions.by_name()[name]
     refused = done = 0
     for one in found:
         label = f"{plain(one['key'])} {one['digest'][:9]}"

@@ -15,7 +15,7 @@
 | ``failed`` | document | runs that failed before this one: how many, when, by whom, why |
 | ``result`` | any | what its handler returned, if anything |
 | ``decisions`` | array | what operators decided: ``{at, by, what, digest}`` |
-| ``expires_at`` | date | end of its retention; absent where it is kept for ever |
+| ``expires_at`` | date | end of its retention, a tombstone's counted from the last decision; absent where it is kept for ever |
 | ``discarded`` | bool | a tombstone: nothing was committed, and an operator gave up ``digest`` and what is in ``rejected`` |
 | ``reopened`` | bool | to be processed again (:mod:`app.reprocessing`); until then it proves nothing finished |
 | ``generation``, ``recommits`` | int, int | how often it was reopened, and committed again |
@@ -181,6 +181,13 @@ class Ledger:
             query = {"_id": key, "v": MESSAGE_VERSION, "digest": {"$ne": digest}, "reopened": {"$exists": False}}
             return self.collection.update_one(query, update).matched_count == 1
 
+    def keep_tombstone(self, key: str, kept: Document) -> None:
+        """Let a key's tombstone stay at least for as long as :func:`expiry` said; what is no tombstone stays as it is."""
+        longer: Document = {"$lt": kept["expires_at"]} if kept else {"$exists": True}
+        update: Document = {"$set": kept} if kept else {"$unset": {"expires_at": ""}}
+        with translated("keeping a decision"):
+            self.collection.update_one({"_id": key, "v": MESSAGE_VERSION, "discarded": True, "expires_at": longer}, update)
+
     def supersede(self, key: str, old: str, *, digest: str, type: str, body: Any, decision: Document) -> bool:
         """Let other content stand in the place of the committed one, whose digest is ``old``, and which is superseded.
 
@@ -276,6 +283,6 @@ def _committed(found: Document) -> Committed:
     )
 
 
-def expiry(accepted_at: datetime, retention_s: int) -> dict[str, datetime]:
+def expiry(since: datetime, retention_s: int) -> dict[str, datetime]:
     """The field that ends a document's retention, or nothing when it is kept for ever."""
-    return {"expires_at": accepted_at + timedelta(seconds=retention_s)} if retention_s else {}
+    return {"expires_at": since + timedelta(seconds=retention_s)} if retention_s else {}

@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from app.decisions import DecisionRefused, Decisions
+from app.events.policies import Policies
 from app.naming import FailureState
 from app.stores.mongo import Document, translated
 from broadcaster.answers import Json
@@ -50,10 +51,10 @@ log = structlog.get_logger(__name__)
 class FailureRoutes:
     """Failures over HTTP."""
 
-    def __init__(self, db: Database[Document], reception: Reception) -> None:
+    def __init__(self, db: Database[Document], reception: Reception, policies: Policies) -> None:
         self._db = db
         self._reception = reception
-        self._decisions = Decisions.on(db, by="the live page")
+        self._decisions = Decisions.on(db, by="the live page", policies=policies)
 
     def router(self) -> APIRouter:
         """The routes."""

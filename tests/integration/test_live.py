@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -33,7 +34,7 @@ TOKEN = "s3cret"
 def running(servers: EmbeddedServers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Settings, str]]:
     """A broadcaster with a token."""
     folder = tmp_path_factory.mktemp("live")
-    settings = fresh_settings(servers, folder, port=0, token=TOKEN)
+    settings = fresh_settings(servers, folder, port=0, token=TOKEN, retention_s=172_800)
     with broadcaster_process(settings, folder) as (_, url):
         yield settings, url
     remove_data(settings)
@@ -224,7 +225,9 @@ class TestFailures:
         assert "tried again" in decide("retry", "again")
         assert db.failures.find_one({"key": "again"})["state"] == "retrying"
         assert decide("discard", "gone") == "discarded"
-        assert db.events.find_one({"_id": "gone"})["discarded"] is True
+        gone = db.events.find_one({"_id": "gone"})
+        assert gone["discarded"] is True
+        assert gone["expires_at"] > utc_now() + timedelta(hours=47), "for as long as the policy says"
         assert "accepted" in decide("accept-new", "new")
         assert db.events.find_one({"_id": "new"})["body"]["data"] == {"new": True}
         assert "stands" in decide("keep-old", "old")

@@ -1,14 +1,21 @@
 """A tombstone is no commit: it refuses what an operator discarded, and kills no other content of its key (G5, G6)."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
+from app.cli.main import exit_code
 from app.decisions import DecisionRefused, Decisions
+from app.events.policies import Policies
 from app.reprocessing import ReprocessingRefused, reprocess
+from app.stores.failures import Failures, Origin
+from app.stores.records import utc_now
 from app.story import story_of
 from tests.support.pipelines import TYPE, Plant, count_effect, entry, patient_plant
+from tests.support.servers import use_settings
 from workers.handlers import PermanentFailure
 from workers.pipeline import process
 
@@ -200,3 +207,62 @@ def test_a_payload_with_odd_names_is_committed_as_it_is(plant):
     Decisions.on(plant.db).discard("a", "d2")
     assert process(plant.listener("listener-1", lambda event, context: {"$x": "$y"}), plant.retry(odd)).won == 1
     assert (ledger(plant)["body"]["data"], ledger(plant)["result"]) == (data, {"$x": "$y"})
+
+
+# ----------------------------------------------------------------------------------------------------------- their retention
+
+
+RETENTION = timedelta(days=2)
+
+
+@pytest.fixture
+def limited(plant, tmp_path) -> Decisions:
+    """Decisions where two types, ``short`` and ``shorter``, are not kept for ever."""
+    (tmp_path / "kept.toml").write_text('[types."short"]\nretention_s = 172800\n[types."shorter"]\nretention_s = 90000\n')
+    return Decisions.on(plant.db, policies=Policies.load(tmp_path / "kept.toml", plant.settings))
+
+
+def fail_as(plant: Plant, *kinds: str) -> None:
+    """A failure of the key ``a`` for each type: contents ``d1``, ``d2`` …"""
+    origin = Origin(batch=None, accepted_at=utc_now() - 2 * RETENTION, listener="l", token=1)
+    events = [entry("a", f"d{number}", type=kind) for number, kind in enumerate(kinds, 1)]
+    Failures(plant.db).record_final([(event, origin, "stale", {"reason": "r"}) for event in events])
+
+
+def test_g7_a_tombstone_is_kept_for_its_type_s_retention_from_the_decision_on(plant, limited):
+    """G7; and G6: that of an event which is older than its retention must not be gone at once."""
+    fail_as(plant, "short")
+    before = utc_now() - timedelta(seconds=1)
+    limited.discard("a", "d1")
+    assert before + RETENTION < ledger(plant)["expires_at"] < utc_now() + RETENTION
+
+
+@pytest.mark.parametrize(
+    "kinds, kept_s",
+    [(["shorter", "short"], 172_800), (["short", "shorter"], 172_800), (["short", "other"], None), (["other", "short"], None)],
+)
+def test_g6_it_is_kept_for_as_long_as_any_of_what_it_refuses(plant, limited, kinds, kept_s):
+    """G6"""
+    fail_as(plant, *kinds)
+    for number in (1, 2):
+        limited.discard("a", f"d{number}")
+    if kept_s is None:
+        assert "expires_at" not in ledger(plant)
+    else:
+        assert ledger(plant)["expires_at"] > utc_now() + timedelta(seconds=kept_s - 60)
+
+
+def test_what_takes_its_place_has_a_retention_of_its_own(plant, limited):
+    fail_as(plant, "short", TYPE)
+    limited.discard("a", "d1")
+    limited.retry("a", "d2")
+    assert process(plant.listener("listener-1", count_effect), plant.retry(entry("a", "d2"))).won == 1
+    assert "expires_at" not in ledger(plant), "its type's are kept for ever"
+
+
+def test_the_command_reads_the_policies(plant, monkeypatch, tmp_path):
+    (tmp_path / "kept.toml").write_text('[types."short"]\nretention_s = 172800\n')
+    use_settings(monkeypatch, replace(plant.settings, policies=tmp_path / "kept.toml"))
+    fail_as(plant, "short")
+    assert exit_code(["failures", "discard", "a"]) == 0
+    assert ledger(plant)["expires_at"] > utc_now() + RETENTION - timedelta(minutes=1)
