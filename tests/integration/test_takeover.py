@@ -42,7 +42,7 @@ def test_a_dead_winner_s_event_is_sent_again_long_before_its_handler_s_time_is_o
 
         def sweep() -> bool:
             place.beat("listener-2", seq=10)
-            sweeper.sweep()
+            sweeper.sweep(place.deployment)
             time.sleep(settings.sweep_ms / 1000)
             return bool(place.broker.llen(RECOVERY_QUEUE))
 
