@@ -10,7 +10,7 @@ import importlib
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +21,7 @@ from pymongo.database import Database
 from app.errors import DedupError, HandlerSetupError, PermanentError
 from app.events.event import Event
 from app.events.patterns import matches, overlap
+from app.events.policies import Policies
 from app.events.values import find_fault
 from app.settings import MAX_SECONDS
 from app.stores.mongo import Document
@@ -183,6 +184,26 @@ def load_handlers(modules: Sequence[str]) -> None:
                 raise HandlerSetupError(
                     f"handlers {plain.name} and {other.name} may meet in one event and cannot share a transaction: "
                     "make both of them async def, or one of them at_least_once=True"
+                )
+
+
+def check_times(handlers: Iterable[Handler], policies: Policies, *, lifetime_s: float) -> None:
+    """Refuse transactional handlers that may take longer than MongoDB lets a transaction live; others may take as long as their policy says.
+
+    Args:
+        handlers: declared ones.
+        policies: say how long a handler of a type may take.
+        lifetime_s: MongoDB's ``transactionLifetimeLimitSeconds``.
+
+    Raises:
+        HandlerSetupError: one sentence with handler, policy and remedy.
+    """
+    for handler in handlers:
+        for policy in () if handler.at_least_once else policies.that_may_hold(handler.pattern):
+            if policy.max_handler_s >= lifetime_s:
+                raise HandlerSetupError(
+                    f"max_handler_s of {policy.pattern or 'all other types'} is {policy.max_handler_s:g}, and {handler.name} is transactional: it must be "
+                    f"less than {lifetime_s:g}, MongoDB's transaction lifetime (DEDUP_TRANSACTION_LIFETIME_S), or the handler at_least_once=True"
                 )
 
 

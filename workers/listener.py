@@ -40,7 +40,7 @@ from app.stores.ledger import Ledger
 from app.stores.meta import deployment_id
 from workers.ending import ending
 from workers.flushing import TaskEventsTogether
-from workers.handlers import load_handlers, registry
+from workers.handlers import check_times, load_handlers, registry
 from workers.inhand import DeliveriesInHand
 from workers.runtime import end_current
 
@@ -142,8 +142,9 @@ def prepare(sender: str, instance: Any, conf: Any, options: Any, **_: Any) -> No
         name = listener_of(sender)
         _configure_logs(name, instance, options)
         current = settings()
-        Policies.load(current.policies, current)
+        policies = Policies.load(current.policies, current)
         load_handlers(current.handlers)
+        check_times(registry, policies, lifetime_s=current.transaction_lifetime_s)
         if current.handlers and not any(registry):
             log.warning("listener.no_handlers", modules=current.handlers)
         _check_transactions(current)

@@ -35,11 +35,11 @@ class Declared:
     """What the deployment's own files declare.
 
     Attributes:
-        longest_handler_s: the longest ``max_handler_s`` of any type.
+        longest_transaction_s: the longest ``max_handler_s`` of types with transactional handlers, or of any type where that could not be seen.
         transactional: whether any handler runs inside transactions; None when that could not be seen.
     """
 
-    longest_handler_s: float
+    longest_transaction_s: float
     transactional: bool | None
 
 
@@ -49,11 +49,15 @@ def examine(findings: Findings, settings: Settings) -> Declared:
     if embedded is not None and embedded.mongo_url == settings.mongo_url:
         findings.ok("servers", f"embedded ones in {settings.home}, started by process {embedded.owner.pid}: for trying out and for tests")
     _names(findings, variables())
-    longest_s = _policies(findings, settings)
-    transactional = _handlers(findings, settings)
+    policies = _policies(findings, settings)
+    patterns = _handlers(findings, settings)
+    longest_s = max((policy.max_handler_s for policy in policies or ()), default=settings.max_handler_s)
     _timeouts(findings, settings, longest_s)
     _bindings(findings, settings)
-    return Declared(longest_handler_s=longest_s, transactional=transactional)
+    if policies is not None and patterns is not None:
+        inside = [policy.max_handler_s for pattern in patterns for policy in policies.that_may_hold(pattern)]
+        longest_s = max(inside, default=settings.max_handler_s)
+    return Declared(longest_transaction_s=longest_s, transactional=None if patterns is None else bool(patterns))
 
 
 def _names(findings: Findings, env: Mapping[str, str]) -> None:
@@ -66,21 +70,21 @@ def _names(findings: Findings, env: Mapping[str, str]) -> None:
         )
 
 
-def _policies(findings: Findings, settings: Settings) -> float:
+def _policies(findings: Findings, settings: Settings) -> Policies | None:
     try:
         policies = Policies.load(settings.policies, settings)
     except PolicyError as error:
         findings.problem("policies", str(error), "mend that: neither broadcaster nor listeners start with it")
-        return settings.max_handler_s
+        return None
     findings.ok("policies", f"{settings.policies} can be read" if settings.policies else "no policy file: the defaults hold for every type")
-    return max(policy.max_handler_s for policy in policies)
+    return policies
 
 
-def _handlers(findings: Findings, settings: Settings) -> bool | None:
-    """Import them in a process of their own, for they may do anything."""
+def _handlers(findings: Findings, settings: Settings) -> list[str] | None:
+    """Import them in a process of their own, for they may do anything; what the transactional ones take, None where that cannot be seen."""
     if not settings.handlers:
         findings.ok("handlers", "no handler modules: events are stored, and nothing else is done")
-        return False
+        return []
     if importlib.util.find_spec("workers") is None:
         findings.warn("handlers", "the listeners' package is not installed here", "run the doctor where the listeners run")
         return None
@@ -92,7 +96,7 @@ def _handlers(findings: Findings, settings: Settings) -> bool | None:
         if done.returncode == 0:
             declared = json.loads(done.stdout.splitlines()[-1])
             findings.ok("handlers", f"{', '.join(settings.handlers)} can be imported; handlers: {len(declared)}")
-            return any(not at_least_once for _, _, at_least_once in declared)
+            return [pattern for _, pattern, at_least_once in declared if not at_least_once]
     except subprocess.TimeoutExpired:
         findings.problem("handlers", f"importing {', '.join(settings.handlers)} takes longer than {_LOAD_S:.0f} s", remedy)
         return None

@@ -157,7 +157,7 @@ def _members(findings: Findings, status: Document) -> None:
 def _lifetime(findings: Findings, db: Database[Document], settings: Settings, declared: Declared) -> None:
     name = "transactionLifetimeLimitSeconds"
     found = allowed(lambda: db.client.admin.command({"getParameter": 1, name: 1}))
-    lease_s, longest_s = settings.lease_ms / 1000, declared.longest_handler_s
+    lease_s, longest_s = settings.lease_ms / 1000, declared.longest_transaction_s
     if found is None:
         findings.hidden(
             "mongo.transaction_lifetime", "getParameter", f"{name} is more than {longest_s:g} and about {lease_s:g} (on every member)"

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Self
 
-from app.events.patterns import matches
+from app.events.patterns import matches, overlap
 from app.events.policy import Policy
 from app.events.policy_file import read_policies
 from app.settings import Settings
@@ -52,6 +52,12 @@ class Policies:
                 self._cache.clear()
             policy = self._cache[type] = self._found(type)
         return policy
+
+    def that_may_hold(self, pattern: str) -> list[Policy]:
+        """The policies that may hold for types that fit a pattern; for a type without ``*`` that is one."""
+        if "*" not in pattern:
+            return [self.of(pattern)]
+        return [policy for policy in self if policy is self.default or overlap(policy.pattern, pattern)]
 
     def __iter__(self) -> Iterator[Policy]:
         """The policies that the file declares, and the default one last."""

@@ -133,11 +133,6 @@ def _policy(
             policy.lease_ms < settings.delivered_again_ms,
             f"must be less than {settings.delivered_again_ms}, the visibility timeout: else every long task is delivered twice",
         ),
-        (
-            "max_handler_s",
-            policy.max_handler_s < settings.transaction_lifetime_s,
-            f"must be less than {settings.transaction_lifetime_s:g}, MongoDB's transaction lifetime (DEDUP_TRANSACTION_LIFETIME_S)",
-        ),
         ("backoff_ms", policy.backoff_ms <= policy.backoff_max_ms, f"must be at most backoff_max_ms, which is {policy.backoff_max_ms}"),
         (
             "retention_s",

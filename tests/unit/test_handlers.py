@@ -2,13 +2,17 @@
 
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from app.errors import HandlerSetupError
+from app.events.policies import Policies
+from app.settings import load_settings
+from app.stack import placeholder_urls
 from workers import handlers
-from workers.handlers import MAX_RESULT_BYTES, Handler, Registry, ResultRefused, checked_result, handler, load_handlers
+from workers.handlers import MAX_RESULT_BYTES, Handler, Registry, ResultRefused, check_times, checked_result, handler, load_handlers
 
 
 @pytest.fixture(autouse=True)
@@ -119,6 +123,34 @@ class TestLoading:
         )
         load_handlers([module(text)])
         assert len(list(empty_registry)) == 3
+
+
+class TestTimes:
+    POLICIES = """
+[types."slow.*"]
+max_handler_s = 600
+[types."slow.quick"]
+max_handler_s = 1
+"""
+
+    @pytest.mark.parametrize(
+        ("pattern", "at_least_once", "refused"),
+        [
+            ("slow.report", True, False),
+            ("slow.report", False, True),
+            ("slow.quick", False, False),
+            ("slow.*", False, True),
+            ("*.report", False, True),
+            ("order.*", False, False),
+        ],
+    )
+    def test_a_transactional_handler_must_end_before_its_transaction_is_ended(self, tmp_path, pattern, at_least_once, refused):
+        (tmp_path / "policies.toml").write_text(self.POLICIES)
+        settings = load_settings({}, folder=tmp_path, **placeholder_urls())
+        declared = [Handler(name="mine", pattern=pattern, function=lambda _event, _context: None, at_least_once=at_least_once)]
+        expected = pytest.raises(HandlerSetupError, match=r"max_handler_s of slow\.\* is 600, and mine") if refused else nullcontext()
+        with expected:
+            check_times(declared, Policies.load(settings.policies, settings), lifetime_s=settings.transaction_lifetime_s)
 
 
 class TestResults:
