@@ -16,7 +16,7 @@ from app.settings import PREFIX, Settings, variables
 
 _LOAD_S = 60.0
 _SHORT_TOKEN = 16
-_OTHERS = (f"{PREFIX}TEST_", f"{PREFIX}BENCH_", f"{PREFIX}HYPOTHESIS", f"{PREFIX}IMAGE", f"{PREFIX}FLIGHTS_IMAGE")
+_OTHERS = (f"{PREFIX}CI_", f"{PREFIX}TEST_", f"{PREFIX}BENCH_", f"{PREFIX}HYPOTHESIS", f"{PREFIX}IMAGE", f"{PREFIX}FLIGHTS_IMAGE")
 """Variables that are no settings: those of tests, benchmarks and docker-compose.yml."""
 _LOAD = """
 import json, sys
