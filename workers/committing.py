@@ -66,7 +66,7 @@ def commit_suspect(run: Run, work: Work, sessions: Sessions) -> None:
                 _commit_waiting(run, [work], sessions)
             elif _ran_at_least_once(run, work):
                 commit_together(run, [work], sessions) if work.transactional else store(run, [work])
-        except TransientError:
+        except (TransientError, SystemExit):  # an outage, or the listener is told to end at once: not the event's fault
             start_was_interrupted(run, work)
             raise
         if work.solo_noted:

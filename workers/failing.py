@@ -172,7 +172,7 @@ def note_ended_starts(runtime: Runtime) -> None:
 
 
 def start_was_interrupted(run: Run, work: Work) -> None:
-    """An outage ended a solo run: take its start back now, or as soon as MongoDB answers."""
+    """An outage, or the end of its process on a signal, ended a solo run: take its start back now, or as soon as MongoDB answers."""
     run.runtime.unended.append((*work.pair, work.token))
     work.solo_noted = False
     try:

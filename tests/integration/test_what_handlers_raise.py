@@ -121,3 +121,14 @@ def test_the_pools_own_end_is_no_failure(plant: Plant) -> None:
     with pytest.raises(SystemExit):
         process(plant.listener("listener-1", handler), plant.accept(entry("a")))
     assert plant.failures() == {}
+
+
+def test_nor_is_it_a_start_that_never_ended(plant: Plant) -> None:
+    """Of a suspect, whose start is counted before it runs."""
+
+    def handler(_event: Any, _context: Any) -> None:
+        sys.exit(-(256 - signal.SIGTERM))
+
+    with pytest.raises(SystemExit):
+        process(plant.listener("listener-1", handler), plant.accept(entry("a"), forwards=3))
+    assert plant.starts() == {("a", "d1"): 0}
