@@ -97,6 +97,8 @@ class Backlog:
         self._events_refused = False
         self._apart: dict[str, float] = {}
         self._odd_is_ours = False
+        self._looks = 0
+        self._looked_at: dict[Any, int] = {}
         self.recovery = RecoveryHistory()
         """What was sent to the recovery queue; others who send there say so."""
 
@@ -195,7 +197,16 @@ class Backlog:
             elif verdict is Verdict.DOUBTFUL:
                 doubtful.append(head)
         yield from _chunks(self._by_delivery(free))
-        yield from _chunks(self._by_delivery(doubtful)[:_DOUBTFUL_PER_SWEEP])
+        yield from _chunks(self._longest_unseen(self._by_delivery(doubtful)))
+
+    def _longest_unseen(self, deliveries: list[list[Document]]) -> list[list[Document]]:
+        """Some of the doubtful ones, in turns: a slow listener's stay doubtful for long, and must not hide a dead one's."""
+        names = [self._delivery_of(heads[0]) for heads in deliveries]
+        self._looked_at = {name: self._looked_at.get(name, 0) for name in names}
+        in_turn = sorted(range(len(names)), key=lambda at: self._looked_at[names[at]])[:_DOUBTFUL_PER_SWEEP]
+        self._looks += 1
+        self._looked_at.update((names[at], self._looks) for at in in_turn)
+        return [deliveries[at] for at in in_turn]
 
     def _by_delivery(self, heads: Sequence[Document]) -> list[list[Document]]:
         groups: dict[Any, list[Document]] = {}

@@ -223,6 +223,18 @@ def test_g4_a_slow_listener_does_not_hold_up_what_a_dead_one_locked(place, swept
     assert swept.over_a_grace().recovered == 1
 
 
+def test_g4_not_even_where_it_holds_very_many(place, swept):
+    """G4: only some are looked at in one sweep, and not always the same."""
+    place.beat("fast", seq=60)
+    place.beat("slow", seq=4)
+    for number in range(25):
+        fan_out(place, place.accept(f"k{number}", alone=True), 5 + number, "slow")
+        claim(place, f"k{number}", lease_ms=60_000 if number < 24 else 1)
+    assert swept.over_a_grace().recovered == 0, "the oldest first, which are in live hands"
+    assert swept.sweep().recovered == 1
+    assert keys_of(place.queue(RECOVERY_QUEUE)) == [["k24"]]
+
+
 def test_a_listener_that_fell_silent_is_waited_for_no_longer_than_a_lease(make_place):
     place = make_place(lease_ms=600, heartbeat_ms=100, listener_grace_s=60)
     swept = Swept(place, clock=time.monotonic)
