@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 
@@ -248,8 +247,8 @@ def _check_url(name: str, url: str, schemes: tuple[str, ...] = ()) -> None:
 
 
 def database_of(mongo_url: str) -> str:
-    """Name of the database in a MongoDB URL, or an empty string."""
-    return urlsplit(mongo_url).path.lstrip("/")
+    """Name of the database in a MongoDB URL, or an empty string. Such a URL may name several hosts, so the standard library's reader does not fit."""
+    return mongo_url.partition("://")[2].partition("?")[0].partition("/")[2]
 
 
 def variables(folder: Path | None = None) -> dict[str, str]:

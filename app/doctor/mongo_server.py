@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import pymongo
 from pymongo import MongoClient
@@ -208,7 +207,7 @@ def _default_concern(findings: Findings, db: Database[Document]) -> None:
 
 
 def _access(findings: Findings, db: Database[Document], settings: Settings) -> None:
-    hosts = [host for host, _ in db.client.nodes] or [urlsplit(settings.mongo_url).hostname or "localhost"]
+    hosts = [host for host, _ in db.client.nodes]
     elsewhere = sorted({host for host in hosts if not is_loopback(host)})
     remedy = "turn access control on (security.authorization), make a user, and put it into the URL; let MongoDB listen where only these processes reach it"
     if not _answers_anybody(settings):
@@ -245,11 +244,12 @@ def _answers_anybody(settings: Settings) -> bool:
 
 def _bare(url: str) -> str:
     """The URL without its user and what belongs to that."""
-    parts = urlsplit(url)
-    options = [option for option in parts.query.split("&") if option and not option.lower().startswith("auth")]
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="&".join(options)))
+    query = url.partition("?")[2]
+    options = [option for option in query.split("&") if option and not option.lower().startswith("auth")]
+    return _shown(url) + ("?" + "&".join(options) if options else "")
 
 
 def _shown(url: str) -> str:
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
+    """The URL without user and options. It may name several hosts, so the standard library's reader does not fit."""
+    scheme, separator, rest = url.partition("://")
+    return scheme + separator + rest.partition("?")[0].rpartition("@")[2]
