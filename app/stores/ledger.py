@@ -154,7 +154,10 @@ class Ledger:
             except BulkWriteError as error:
                 if (error.details or {}).get("writeConcernErrors"):
                     raise CommitUnknown("MongoDB did not confirm committing events by a majority") from error
-                return [documents[index]["_id"] for index in judge_write_errors(error, "committing events")]
+                taken = judge_write_errors(error, "committing events")
+                if not taken:
+                    raise
+                return [documents[index]["_id"] for index in taken]
         return []
 
     def recommit(self, document: Document, generation: int, session: ClientSession | None = None) -> bool:
