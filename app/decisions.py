@@ -116,12 +116,13 @@ class Decisions:
         if (generation := failure.get("generation", 0)) and withdraw(self.db, key, generation, self._noted("discard", digest)):
             self.failures.remove([(key, digest)], {key: generation})
             return "it is not processed again; the former processing stands"
-        tombstone = self._document(failure) | {"discarded": True, "decisions": [self._noted("discard", digest)]} | self._kept(failure)
+        kept = self._kept(failure)
+        tombstone = self._document(failure) | {"discarded": True, "decisions": [self._noted("discard", digest)]} | kept
         with translated("discarding an event"):
             try:
                 self.ledger.collection.insert_one(tombstone)
             except DuplicateKeyError:
-                self.ledger.keep_tombstone(key, self._kept(failure))
+                self.ledger.keep_tombstone(key, kept)
                 return self._refuse_content(key, digest, "discard")
         self.failures.remove([(key, digest)], {key: generation})
         return "discarded"

@@ -246,6 +246,13 @@ def _check_url(name: str, url: str, schemes: tuple[str, ...] = ()) -> None:
             raise SettingsError(f"{PREFIX}{name.upper()} has the port {port!r}, and a port is a number up to {_PORTS[1]}")
 
 
+def without_user(url: str) -> str:
+    """A URL without the name and the password in it, to be shown. It may name several hosts, as MongoDB's do, so the standard library's reader does not fit."""
+    scheme, separator, rest = url.partition("://")
+    place, mark, options = rest.partition("?")
+    return scheme + separator + place.rpartition("@")[2] + mark + options
+
+
 def database_of(mongo_url: str) -> str:
     """Name of the database in a MongoDB URL, or an empty string. Such a URL may name several hosts, so the standard library's reader does not fit."""
     return mongo_url.partition("://")[2].partition("?")[0].partition("/")[2]

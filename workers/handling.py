@@ -11,7 +11,7 @@ from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
 from app.outbox import without_limits
-from app.stores.mongo import INTERRUPTED
+from app.stores.mongo import INTERRUPTED, error_code
 from app.stores.records import event_of
 from workers.handlers import Context, Handler, checked_result
 from workers.run import Run, Work
@@ -97,7 +97,7 @@ def _judging(run: Run, work: Work, *, inside: bool) -> Iterator[None]:
         try:
             yield
         except PyMongoError as error:
-            if inside and (error.has_error_label("TransientTransactionError") or getattr(error, "code", None) == INTERRUPTED):
+            if inside and (error.has_error_label("TransientTransactionError") or error_code(error) == INTERRUPTED):
                 raise
             raise HandlerRaised(error) from error
         except BaseException as error:

@@ -5,7 +5,7 @@ import time
 from pymongo.errors import PyMongoError
 
 from app.errors import PermanentError, StoreUnavailable
-from app.stores.mongo import CANNOT_HOLD, DUPLICATE_KEY, INTERRUPTED, answers, end_transactions, first_line
+from app.stores.mongo import CANNOT_HOLD, DUPLICATE_KEY, INTERRUPTED, answers, end_transactions, error_code, first_line
 from workers.failing import record_failure
 from workers.handling import HandlerRaised
 from workers.run import Run, Work
@@ -78,13 +78,6 @@ def may_go_through(error: BaseException) -> bool:
     if isinstance(error, Unanswered):
         return True
     return isinstance(error, PyMongoError) and (error.has_error_label("TransientTransactionError") or error_code(error) in _CUT_SHORT)
-
-
-def error_code(error: BaseException) -> int | None:
-    """The server's code of an error, from its first write error for a bulk one."""
-    details = getattr(error, "details", None) or {}
-    write_errors = details.get("writeErrors") or [{}]
-    return write_errors[0].get("code") or getattr(error, "code", None)
 
 
 def named(error: BaseException) -> str:

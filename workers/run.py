@@ -66,10 +66,6 @@ class Work(msgspec.Struct):
         """Its handlers that run inside the transaction."""
         return [h for h in self.handlers if not h.at_least_once]
 
-    def kept_from(self, accepted_at: datetime) -> datetime:
-        """From when its retention counts, see :func:`counted_from`."""
-        return counted_from(accepted_at, self.found)
-
     @property
     def waits(self) -> bool:
         """Whether any of its handlers is ``async def``, so that it runs beside others of its slice."""

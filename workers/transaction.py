@@ -22,7 +22,7 @@ from app.stores.ledger import expiry, recommitment
 from app.stores.mongo import TRANSACTION, Document, in_transaction
 from app.stores.records import utc_now
 from workers.handling import run_async_transactional, run_transactional
-from workers.run import Run, Work
+from workers.run import Run, Work, counted_from
 
 COMMIT_RETRY_S = 5.0
 """How long an unanswered commit is repeated; a commit may be repeated safely."""
@@ -66,7 +66,7 @@ def ledger_document(run: Run, work: Work) -> Document:
         "door": batch.door if batch is not None else story.door if story is not None else None,
         "accepted_at": part.accepted_at,
         "processed_at": utc_now(),
-        **expiry(work.kept_from(part.accepted_at), work.policy.retention_s),
+        **expiry(counted_from(part.accepted_at, story), work.policy.retention_s),
     }
     if batch is not None:
         document["forwards"] = run.delivery.forwards

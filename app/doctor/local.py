@@ -5,13 +5,14 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 
 from app.doctor.findings import Findings
 from app.embedded.serverinfo import recorded_servers
 from app.errors import PolicyError
 from app.events.policies import Policies
+from app.events.policy import Policy
 from app.settings import PREFIX, Settings, variables
 
 _LOAD_S = 60.0
@@ -51,13 +52,17 @@ def examine(findings: Findings, settings: Settings) -> Declared:
     _names(findings, variables())
     policies = _policies(findings, settings)
     patterns = _handlers(findings, settings)
-    longest_s = max((policy.max_handler_s for policy in policies or ()), default=settings.max_handler_s)
-    _timeouts(findings, settings, longest_s)
+    every = list(policies or ())
+    _timeouts(findings, settings, _longest_s(every, settings))
     _bindings(findings, settings)
+    inside = every
     if policies is not None and patterns is not None:
-        inside = [policy.max_handler_s for pattern in patterns for policy in policies.that_may_hold(pattern)]
-        longest_s = max(inside, default=settings.max_handler_s)
-    return Declared(longest_transaction_s=longest_s, transactional=None if patterns is None else bool(patterns))
+        inside = [policy for pattern in patterns for policy in policies.that_may_hold(pattern)]
+    return Declared(longest_transaction_s=_longest_s(inside, settings), transactional=None if patterns is None else bool(patterns))
+
+
+def _longest_s(policies: Iterable[Policy], settings: Settings) -> float:
+    return max((policy.max_handler_s for policy in policies), default=settings.max_handler_s)
 
 
 def _names(findings: Findings, env: Mapping[str, str]) -> None:

@@ -14,7 +14,7 @@ from app.doctor.findings import Findings, skew
 from app.doctor.local import Declared
 from app.doctor.redis_server import is_loopback
 from app.errors import StoreUnavailable
-from app.settings import Settings
+from app.settings import Settings, without_user
 from app.stores.mongo import Document, first_line, translated
 from app.stores.records import utc_now
 
@@ -250,6 +250,5 @@ def _bare(url: str) -> str:
 
 
 def _shown(url: str) -> str:
-    """The URL without user and options. It may name several hosts, so the standard library's reader does not fit."""
-    scheme, separator, rest = url.partition("://")
-    return scheme + separator + rest.partition("?")[0].rpartition("@")[2]
+    """The URL without user and options."""
+    return without_user(url).partition("?")[0]

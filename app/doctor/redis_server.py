@@ -6,13 +6,13 @@ import functools
 import time
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import redis
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 
 from app.doctor.findings import Findings, skew
-from app.settings import Settings
+from app.settings import Settings, without_user
 
 OLDEST = {"Redis": (7, 0), "Valkey": (8, 0)}
 SCAN_S = 3.0
@@ -47,7 +47,9 @@ def examine(findings: Findings, url: str, settings: Settings, *, role: str) -> b
         return _examine(findings, client, url, settings, name)
     except RedisError as error:
         findings.problem(
-            "redis", f"{name} does not serve: {str(error)[:200]}", f"start it, or correct its URL ({_shown(url)}) and its user's rights"
+            "redis",
+            f"{name} does not serve: {str(error)[:200]}",
+            f"start it, or correct its URL ({without_user(url)}) and its user's rights",
         )
         return False
     finally:
@@ -206,9 +208,7 @@ def _bound(findings: Findings, client: Client, name: str, remedy: str) -> None:
 
 
 def _answers_anybody(url: str, settings: Settings) -> bool:
-    parts = urlsplit(url)
-    bare = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-    stranger = connect(bare, settings)
+    stranger = connect(without_user(url), settings)
     try:
         stranger.ping()
     except (AuthenticationError, NoPermissionError, ResponseError):
@@ -216,11 +216,6 @@ def _answers_anybody(url: str, settings: Settings) -> bool:
     finally:
         stranger.close()
     return True
-
-
-def _shown(url: str) -> str:
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def _text(value: Any) -> str:

@@ -149,6 +149,13 @@ def judge_write_errors(error: BulkWriteError, doing: str) -> list[int]:
     return [e["index"] for e in errors]
 
 
+def error_code(error: BaseException) -> int | None:
+    """The server's code of an error, from its first write error for a bulk one."""
+    details = getattr(error, "details", None) or {}
+    write_errors = details.get("writeErrors") or [{}]
+    return write_errors[0].get("code") or getattr(error, "code", None)
+
+
 def usage_pipeline() -> list[Document]:
     """Asks for a collection's numbers, by its metadata."""
     return [{"$collStats": {"storageStats": {}}}, {"$project": {"storageStats.count": 1, "storageStats.size": 1}}]

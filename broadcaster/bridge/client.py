@@ -26,6 +26,7 @@ from socketio.exceptions import ConnectionError as SocketError
 from websocket import WebSocket, WebSocketPayloadException
 from websocket._abnf import continuous_frame, frame_buffer
 
+from app.settings import without_user
 from app.telemetry import name_of
 
 log: Any = structlog.get_logger()
@@ -102,7 +103,7 @@ class OrderedClient(socketio.Client):  # type: ignore[misc]  # untyped library
             if self._socket is not None:
                 self._socket.shutdown()  # type: ignore[no-untyped-call]  # untyped library
             if isinstance(error, SocketError):
-                raise SocketError(f"{_without_user(self.connection_url)}: {_reason(error)}") from error
+                raise SocketError(f"{without_user(self.connection_url)}: {_reason(error)}") from error
             if isinstance(error, OSError):
                 raise
             raise SocketError(f"the server's handshake is none: {error!r}"[:200]) from error
@@ -154,12 +155,6 @@ def _reason(error: SocketError) -> str:
     if below is None or str(below) in told:
         return told
     return f"{told} ({str(below).partition(' -+-+- ')[0][:200]})"  # what follows the mark are the answer's headers and body
-
-
-def _without_user(url: str) -> str:
-    """A URL without the name and the password in it."""
-    scheme, mark, rest = url.partition("://")
-    return f"{scheme}{mark}{rest.rpartition('@')[2]}"
 
 
 class _EngineClient(engineio.Client):  # type: ignore[misc]  # untyped library

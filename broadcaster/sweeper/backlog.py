@@ -18,7 +18,7 @@ from pymongo.database import Database
 
 from app.claims.store import ClaimStore
 from app.events.policies import Policies
-from app.messages import Announcement, announcement, delivery
+from app.messages import Announcement, EventRef, announcement, delivery
 from app.naming import MESSAGE_VERSION, RECOVERY_QUEUE, queue_of, task_id
 from app.settings import Settings
 from app.stores.failures import Failures
@@ -53,9 +53,6 @@ _COPY_EVENTS = 50
 _COPIES_PER_LISTENER = 4
 """So many at least, where there are so many batches."""
 _DOUBTFUL_PER_SWEEP = 20
-
-Event = tuple[str, str, str]
-"""(key, digest, type)"""
 
 
 class Backlog:
@@ -201,12 +198,15 @@ class Backlog:
 
     def _longest_unseen(self, deliveries: list[list[Document]]) -> list[list[Document]]:
         """Some of the doubtful ones, in turns: a slow listener's stay doubtful for long, and must not hide a dead one's."""
-        names = [self._delivery_of(heads[0]) for heads in deliveries]
-        self._looked_at = {name: self._looked_at.get(name, 0) for name in names}
-        in_turn = sorted(range(len(names)), key=lambda at: self._looked_at[names[at]])[:_DOUBTFUL_PER_SWEEP]
+
+        def looked_at(heads: list[Document]) -> int:
+            return self._looked_at.get(self._delivery_of(heads[0]), 0)
+
+        chosen = sorted(deliveries, key=looked_at)[:_DOUBTFUL_PER_SWEEP]
+        self._looked_at = {self._delivery_of(heads[0]): looked_at(heads) for heads in deliveries}
         self._looks += 1
-        self._looked_at.update((names[at], self._looks) for at in in_turn)
-        return [deliveries[at] for at in in_turn]
+        self._looked_at.update((self._delivery_of(heads[0]), self._looks) for heads in chosen)
+        return chosen
 
     def _by_delivery(self, heads: Sequence[Document]) -> list[list[Document]]:
         groups: dict[Any, list[Document]] = {}
@@ -236,7 +236,7 @@ class Backlog:
         report.forgotten += forgotten
         paused = self._pauses.paused()
         over: list[str] = []
-        unfinished_of: dict[Any, list[tuple[Document, list[Event]]]] = {}
+        unfinished_of: dict[Any, list[tuple[Document, list[EventRef]]]] = {}
         for head in heads:
             events = entries.get(head["_id"])
             if events is None:
@@ -257,7 +257,7 @@ class Backlog:
         if over:
             self._inbox.remove(over)
             report.removed += len(over)
-        again: list[tuple[Document, list[Event]]] = []
+        again: list[tuple[Document, list[EventRef]]] = []
         for batches in unfinished_of.values():
             free = set(in_no_hands([(key, digest) for _, going in batches for key, digest, _ in going], claimed))
             again += [(head, some) for head, going in batches if (some := [event for event in going if (event[0], event[1]) in free])]
@@ -309,7 +309,7 @@ class _Copy:
         return [one["batch"] for one in self.announced]
 
 
-def _copies(again: Sequence[tuple[Document, list[Event]]], spread: int) -> list[_Copy]:
+def _copies(again: Sequence[tuple[Document, list[EventRef]]], spread: int) -> list[_Copy]:
     """Which batches share a copy: of as many events as make ``spread`` copies of all; the oldest first."""
     max_events = max(1, min(_COPY_EVENTS, sum(len(events) for _, events in again) // spread))
     by_forwards: dict[int, list[Announcement]] = {}

@@ -18,6 +18,7 @@ from tests.support.pipelines import TYPE, Plant, count_effect, entry, patient_pl
 from tests.support.servers import use_settings
 from workers.handlers import PermanentFailure
 from workers.pipeline import process
+from workers.runtime import Runtime
 
 WAYS = pytest.mark.parametrize("kind", ["stored", "sync", "async"])
 """The three ways to a commit: an insert, a transaction, an ``async def`` handler's."""
@@ -44,6 +45,19 @@ def ledger(plant: Plant) -> dict[str, Any]:
     found = plant.db["events"].find_one({"_id": "a"})
     assert found is not None
     return found
+
+
+def discard_once_it_has_looked(plant: Plant, listener: Runtime, digest: str) -> None:
+    """The operator's decision about a content comes between a listener's look into the ledger and its commit; once."""
+    look = listener.ledger.look
+
+    def look_then_discard(keys: Any) -> Any:
+        listener.ledger.look = look  # type: ignore[method-assign] - the hook is for one call
+        found = look(keys)
+        plant.elsewhere(lambda: Decisions.on(plant.db).discard("a", digest))
+        return found
+
+    listener.ledger.look = look_then_discard  # type: ignore[method-assign] - see above
 
 
 @WAYS
@@ -158,15 +172,7 @@ def test_g3_what_is_discarded_while_it_is_processed_is_not_committed(plant, kind
         fail(plant, "d2", ValueError("never asked"))
         Decisions.on(plant.db).discard("a", "d2")
     listener = plant.listener("listener-1", *handlers(kind))
-    look = listener.ledger.look
-
-    def look_then_discard(keys: Any) -> Any:
-        listener.ledger.look = look  # type: ignore[method-assign] - the hook is for one call
-        found = look(keys)
-        plant.elsewhere(lambda: Decisions.on(plant.db).discard("a", "d1"))
-        return found
-
-    listener.ledger.look = look_then_discard  # type: ignore[method-assign] - see above
+    discard_once_it_has_looked(plant, listener, "d1")
     assert process(listener, plant.retry(entry("a", "d1"))).won == 0
 
     assert (plant.effects(), plant.failures()) == ({}, {})
@@ -179,15 +185,7 @@ def test_g5_what_is_processed_while_the_other_is_discarded_is_given_back_and_com
     fail(plant, "d1", ValueError("a hiccup"))
     fail(plant, "d2", ValueError("never asked"))
     listener = plant.listener("listener-1", *handlers(kind))
-    look = listener.ledger.look
-
-    def look_then_discard(keys: Any) -> Any:
-        listener.ledger.look = look  # type: ignore[method-assign] - the hook is for one call
-        found = look(keys)
-        plant.elsewhere(lambda: Decisions.on(plant.db).discard("a", "d2"))
-        return found
-
-    listener.ledger.look = look_then_discard  # type: ignore[method-assign] - see above
+    discard_once_it_has_looked(plant, listener, "d2")
     process(listener, plant.retry(entry("a", "d1")))
     assert plant.failures() == {("a", "d1"): "retrying"}
     assert process(listener, plant.retry(entry("a", "d1"))).won == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from app.errors import SettingsError
-from app.settings import LIMITS, PREFIX, Settings, database_of, load_settings
+from app.settings import LIMITS, PREFIX, Settings, database_of, load_settings, without_user
 
 URLS = {
     "DEDUP_REDIS_URL": "redis://127.0.0.1:1/0",
@@ -156,6 +156,19 @@ def test_urls_of_all_kinds_are_taken(tmp_path, name, value):
 def test_a_mongo_url_without_a_database_is_refused(tmp_path, url):
     with pytest.raises(SettingsError, match="must name the database"):
         load(tmp_path, DEDUP_MONGO_URL=url)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://user:pa:ss@h:1/0?x=a@b", "redis://h:1/0?x=a@b"),
+        ("mongodb://u:p%40ss@a:1,b:2,[::1]:3/d?authSource=admin", "mongodb://a:1,b:2,[::1]:3/d?authSource=admin"),
+        ("ws://h/socket.io/?EIO=4", "ws://h/socket.io/?EIO=4"),
+        ("redis://:pa/ss@h/0", "redis://h/0"),
+    ],
+)
+def test_a_url_without_its_user(url, shown):
+    assert without_user(url) == shown
 
 
 def test_database_of():
